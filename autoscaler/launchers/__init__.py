@@ -1,0 +1,1 @@
+"""The hands: ways to start and retire worker processes. A new one is one new file and one row in a table."""

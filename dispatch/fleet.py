@@ -1,0 +1,58 @@
+"""Heartbeats, who is there, and the cards of models. Steers screens and parking; a request's safety never depends on it."""
+
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+
+from dispatch import keys
+from dispatch.messages import Heartbeat, ModelCard, TokenizerFiles, decode, encode
+import hashlib
+
+
+class Fleet:
+    """The fleet as Redis knows it."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def beat(self, heartbeat: Heartbeat, ttl_ms: int) -> None:
+        """Say that a worker lives."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(keys.heartbeat(heartbeat.id), encode(heartbeat), px=ttl_ms)
+            pipe.zadd(keys.WORKERS, {heartbeat.id: heartbeat.beat_at_ms})
+            await pipe.execute()
+
+    async def leave(self, worker: str) -> None:
+        """A worker's last word."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.delete(keys.heartbeat(worker))
+            pipe.zrem(keys.WORKERS, worker)
+            await pipe.execute()
+
+    async def workers(self) -> Sequence[Heartbeat]:
+        """All workers whose heartbeat stands, oldest first; forgets the others."""
+        ids = [i.decode() for i in await self._redis.zrange(keys.WORKERS, 0, -1)]
+        if not ids:
+            return []
+        beats = await self._redis.mget([keys.heartbeat(i) for i in ids])
+        gone = [i for i, beat in zip(ids, beats, strict=True) if beat is None]
+        if gone:
+            await self._redis.zrem(keys.WORKERS, *gone)
+        alive = [decode(b, Heartbeat, keys.heartbeat(i)) for i, b in zip(ids, beats, strict=True) if b is not None]
+        return sorted(alive, key=lambda h: (h.started_at_ms, h.id))
+
+    async def put_card(self, card: ModelCard, tokenizer: TokenizerFiles | None) -> None:
+        """Publish a model's card; its `max_cost_tokens` never shrinks by this."""
+        ...
+
+    async def card(self, name: str) -> ModelCard | None:
+        """The card of a model, or None."""
+        ...
+
+    async def cards(self) -> Sequence[ModelCard]:
+        """All cards, by name."""
+        ...
+
+    async def tokenizer(self, sha256: str) -> TokenizerFiles | None:
+        """Stored tokenizer files."""
+        ...

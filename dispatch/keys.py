@@ -1,0 +1,138 @@
+"""Every key in Redis: its type, fields, TTL, who writes and who reads it. Pure.
+
+Keys in a shard carry its tag, so that one script sees them all on one node. The scripts derive the same names from
+the tag (`scripts/lib/keys.lua`); a test holds both equal. A client's words never become a key unless checked here.
+
+key                                type    holds                                        TTL            written / read by
+{s}:queue:<model>:<priority>       stream  the waiting: `id`, `cost`                    none (a line)  enqueue, sweep / meet
+{s}:queue:<model>:<priority>:front stream  those given back, read before the others     none (a line)  release, sweep / meet
+{s}:sizes:<model>:<priority>[..]   zset    entry id -> cost of that line                none (a line)  with its line / meet
+{s}:parked:<model>                 zset    worker -> score, lowest is next              lease-bound    park, meet / meet
+{s}:worker:<id>                    hash    limit, slots, weight, used, held, seen, ...  1 h            park, meet / meet
+{s}:held:<worker>                  hash    request id -> cost of what it holds          1 h            meet, endings / renew, park
+{s}:inbox:<worker>                 stream  grants and stops on their way to it          1 h            meet, endings / worker
+{s}:timers                         zset    every unfinished request -> next look, ms    none           all / sweep
+{s}:request:<id>                   hash    state and story, see RequestRecord           deadline+, then retention
+{s}:input:<id>                     string  what to compute                              until completed, else as the output
+{s}:output:<id>                    stream  the log, entry id `<seq>-<attempt>`          as the request
+{s}:tombstone:<id>                 string  the ending's state                           retention + 24 h
+{s}:feed:<gateway>                 stream  entries for that gateway's readers           reader lease x 2
+{s}:gateway:<id>                   string  when that gateway was last seen, ms          reader lease x 2
+{s}:idempotency:<tenant>:<sha256>  string  `<request id> <body hash>`                   24 h
+{s}:requests                       zset    request id -> created, ms (for lists)        swept
+{s}:dead                           stream  dead letters                                 7 days
+{s}:stats:<model>                  hash    counters of endings and tokens               none (a model)
+{s}:paused                         set     models whose lines are paused                none
+{s}:swept                          string  when the last sweep was, ms                  1 day
+worker:<id>                        string  Heartbeat, JSON                              heartbeat TTL  worker / fleet
+workers                            zset    worker id -> last beat, ms                   swept by readers
+model:<name>                       string  ModelCard, JSON                              none (a model)
+models                             set     names of model cards                         none
+tokenizer:<sha256>                 string  TokenizerFiles, JSON                         none (a model)
+"""
+
+import re
+
+from dispatch.errors import PenstockError
+from dispatch.states import Priority
+
+# Also what Hugging Face ids (org/name), Ollama names (name:tag) and revisions (name@rev) use; no braces: a hash tag is ours.
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,127}")
+_REQUEST_ID = re.compile(r"(s[0-9]{1,3})\.[0-9a-f]{32}")
+
+
+def check_model_name(name: str) -> str:
+    """The name, if it may become part of a key. Raises PenstockError("invalid_request") otherwise."""
+    if not _MODEL_NAME.fullmatch(name):
+        raise PenstockError(
+            "invalid_request",
+            f"{name[:140]!r} is not a model name.",
+            hint="Use letters, digits and . _ / : @ + -, at most 128 characters.",
+            param="model",
+        )
+    return name
+
+
+def shard_of(request_id: str) -> str | None:
+    """The shard named in a request id, or None if it is no id of ours."""
+    match = _REQUEST_ID.fullmatch(request_id)
+    return match.group(1) if match else None
+
+
+class ShardKeys:
+    """The keys of one shard."""
+
+    def __init__(self, shard: str) -> None:
+        self.shard = shard
+        self._tag = f"{{{shard}}}:"
+
+    def queue(self, model: str, priority: Priority) -> str:
+        return f"{self._tag}queue:{model}:{priority}"
+
+    def queue_front(self, model: str, priority: Priority) -> str:
+        return f"{self._tag}queue:{model}:{priority}:front"
+
+    def parked(self, model: str) -> str:
+        return f"{self._tag}parked:{model}"
+
+    def worker(self, worker: str) -> str:
+        return f"{self._tag}worker:{worker}"
+
+    def held(self, worker: str) -> str:
+        return f"{self._tag}held:{worker}"
+
+    def inbox(self, worker: str) -> str:
+        return f"{self._tag}inbox:{worker}"
+
+    @property
+    def timers(self) -> str:
+        return f"{self._tag}timers"
+
+    def request(self, request: str) -> str:
+        return f"{self._tag}request:{request}"
+
+    def input(self, request: str) -> str:
+        return f"{self._tag}input:{request}"
+
+    def output(self, request: str) -> str:
+        return f"{self._tag}output:{request}"
+
+    def tombstone(self, request: str) -> str:
+        return f"{self._tag}tombstone:{request}"
+
+    def feed(self, gateway: str) -> str:
+        return f"{self._tag}feed:{gateway}"
+
+    def gateway(self, gateway: str) -> str:
+        return f"{self._tag}gateway:{gateway}"
+
+    @property
+    def requests(self) -> str:
+        return f"{self._tag}requests"
+
+    @property
+    def dead(self) -> str:
+        return f"{self._tag}dead"
+
+    def stats(self, model: str) -> str:
+        return f"{self._tag}stats:{model}"
+
+    @property
+    def paused(self) -> str:
+        return f"{self._tag}paused"
+
+
+WORKERS = "workers"
+MODELS = "models"
+
+
+def heartbeat(worker: str) -> str:
+    return f"worker:{worker}"
+
+
+def model_card(name: str) -> str:
+    return f"model:{name}"
+
+
+def tokenizer(sha256: str) -> str:
+    return f"tokenizer:{sha256}"

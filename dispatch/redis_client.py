@@ -1,0 +1,30 @@
+"""THE client factory: every connection to Redis is made here, with explicit timeouts, pool and retry rules."""
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+BLOCK_MS = 2_000
+"""The longest a blocking read may block: the socket timeout must outlast it by far (facts: a longer block hangs or dies)."""
+
+_SOCKET_TIMEOUT_S = BLOCK_MS / 1000 + 3
+
+
+def connect(url: str, *, max_connections: int = 64) -> Redis:
+    """A client with a pool of its own; close it with `aclose()`.
+
+    Nothing is retried in here: a command whose reply was lost may have happened, and only the callers know
+    that all our writes are scripts that may be repeated. Replies are bytes.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=max_connections,
+        timeout=5,
+        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_connect_timeout=3,
+        socket_keepalive=True,
+        health_check_interval=0,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+    )
+    return Redis(connection_pool=pool)

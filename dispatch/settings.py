@@ -1,0 +1,92 @@
+"""The settings: their names, types, defaults and meaning. The only place for them.
+
+Order: flag > `PENSTOCK_` environment > `.env` > `penstock.toml` > default. Unknown keys are errors with a suggestion.
+Never here: what the values cause.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from dispatch.rules import QueueRules
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RedisSettings(_Section):
+    """Where Redis is."""
+
+    url: str | None = Field(None, description="redis://, rediss:// or unix:// URL; empty: `up` starts a server of its own")
+    password: SecretStr | None = Field(None, description="password, if the URL carries none")
+
+
+class GatewaySettings(_Section):
+    """The HTTP gateway."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; a non-loopback one needs api_keys")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; `up` takes the next free one if it is taken")
+    max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest request body")
+    ping_s: float = Field(15.0, gt=0, description="silence on a stream before a ping comment")
+    reader_buffer_bytes: int = Field(262_144, ge=4096, description="output a slow reader may leave unread before it is cut")
+    write_timeout_s: float = Field(15.0, gt=0, description="how long one write to a slow reader may take")
+    drain_timeout_s: float = Field(20.0, ge=0, description="how long open streams may go on after SIGTERM")
+
+
+class QueueSettings(_Section):
+    """The queue's numbers that an operator may change; all processes must agree."""
+
+    max_backlog: int = Field(10_000, ge=0, description="requests of one model that may wait; more are refused with 429")
+    max_attempts: int = Field(3, ge=1, description="charged attempts before a request is a dead letter")
+    deadline_s: float = Field(3600.0, gt=0, description="deadline of a request that names none")
+    max_deadline_s: float = Field(86_400.0, gt=0, description="longest deadline a request may name")
+    lease_s: float = Field(10.0, gt=0, description="lease of a running request; renewed while its engine makes steps")
+    retention_s: float = Field(900.0, gt=0, description="how long an ended request's output is kept")
+
+    def rules(self) -> QueueRules:
+        """The queue's rules with these numbers."""
+        return QueueRules(
+            max_backlog=self.max_backlog,
+            lease_ms=int(self.lease_s * 1000),
+            retention_ms=int(self.retention_s * 1000),
+        )
+
+
+class WorkerSettings(_Section):
+    """A worker."""
+
+    model: str = Field("demo", description="`demo`, a model folder, a hub id, or the upstream's model name")
+    served_name: str | None = Field(None, description="name clients use for it; default: `demo`, the folder's name, the hub id")
+    engine: Literal["transformers", "sim", "upstream"] = Field("transformers", description="what generates")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights' type; auto: float32 on CPU")
+    kv_tokens: int | None = Field(None, ge=64, description="KV budget in tokens; default: what memory allows")
+    slots: int | None = Field(None, ge=1, description="requests at once; default: the engine's own")
+    heartbeat_s: float = Field(1.0, gt=0, description="time between beats")
+    heartbeat_ttl_s: float = Field(5.0, gt=0, description="a worker not heard of for this long is gone")
+    drain_timeout_s: float = Field(30.0, ge=0, description="how long what it holds may finish after SIGTERM")
+    sim_gpu: str = Field("A10", description="sim engine: which GPU of its table")
+    sim_speed: float = Field(1.0, gt=0, description="sim engine: times faster than that GPU; inf: instant")
+    upstream_url: str | None = Field(None, description="upstream engine: base URL of an OpenAI-compatible server, with /v1")
+    upstream_api_key: SecretStr | None = Field(None, description="upstream engine: its API key")
+
+
+class LogSettings(_Section):
+    """Logs, always on stderr."""
+
+    format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON lines")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level shown")
+
+
+class Settings(_Section):
+    """All of Penstock's settings."""
+
+    api_keys: tuple[SecretStr, ...] = Field((), description="keys clients may use as bearer token, comma-separated in the environment")
+    data_dir: Path | None = Field(None, description="where `up` keeps its server's data; default: ~/.local/share/penstock")
+    redis: RedisSettings = RedisSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    queue: QueueSettings = QueueSettings()
+    worker: WorkerSettings = WorkerSettings()
+    log: LogSettings = LogSettings()

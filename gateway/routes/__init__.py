@@ -1,0 +1,1 @@
+"""The HTTP routes, one file a face. Each only translates; the laws are in `dispatch`."""

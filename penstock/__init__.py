@@ -1,0 +1,1 @@
+"""The command line, and `up`: the one place that knows all roles."""

@@ -1,0 +1,1 @@
+"""The engines, and the one table that names them. A new engine is one new file and one row in `registry.py`."""

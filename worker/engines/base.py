@@ -1,0 +1,92 @@
+"""What an engine is: the port between the worker and whatever generates.
+
+Never here: leases, Redis, retries. An engine knows requests and tokens, nothing of the queue.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dispatch.messages import FinishReason, InferenceRequest, ModelCard, TokenizerFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a request needs at most: KV tokens, and device bytes beyond them."""
+
+    tokens: int
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer: new text with the ids of the tokens it came from, or an opaque `output`.
+
+    Text never ends inside a UTF-8 character or a stop string. The last chunk carries `finish_reason`; the token counts
+    on it are of the whole answer, `done` included.
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    output: Any = None
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a started engine says of itself. `limit_tokens`: KV tokens it can hold; `slots`: requests at once."""
+
+    card: ModelCard
+    limit_tokens: int
+    slots: int
+    weight: float
+    device: str
+    tokenizer: TokenizerFiles | None = None
+
+
+class EngineError(Exception):
+    """An engine could not do a request. `code` is from dispatch.errors; `retryable`: another try may succeed."""
+
+    def __init__(self, code: str, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+
+
+class EngineDead(Exception):
+    """The engine itself is gone (crash, out of memory): whatever it held must move on. The message says the evidence."""
+
+
+class Engine(Protocol):
+    """What generates inside a worker. All methods run in one event loop."""
+
+    progress: str  # what `start` is doing, for people; "" when started
+
+    async def start(self) -> EngineInfo:
+        """Load and warm up; may take minutes. Raises PenstockError when it cannot (missing folder, too little memory)."""
+        ...
+
+    def cost(self, request: InferenceRequest) -> Cost:
+        """What the request needs at most."""
+        ...
+
+    def generate(self, request: InferenceRequest, done: Sequence[int]) -> AsyncIterator[Chunk]:
+        """Yield the answer after `done` (token ids already sent). Closing the iterator IS cancel and frees its memory.
+
+        Every ending (EOS, stop, max_tokens) is tested on `done` before anything is computed.
+        """
+        ...
+
+    async def probe(self) -> None:
+        """A minimal real inference; raises when the engine cannot."""
+        ...
+
+    def steps(self) -> int:
+        """A number that grows while the engine makes steps (prefill included): leases are renewed only while it does."""
+        ...
+
+    async def close(self) -> None:
+        """Stop and free everything."""
+        ...
