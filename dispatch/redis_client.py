@@ -22,7 +22,7 @@ def connect(url: str, *, max_connections: int = 64) -> Redis:
         timeout=5,
         socket_timeout=_SOCKET_TIMEOUT_S,
         socket_connect_timeout=3,
-        socket_keepalive=True,
+        **({} if url.startswith("unix://") else {"socket_keepalive": True}),
         health_check_interval=0,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
