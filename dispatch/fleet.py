@@ -1,12 +1,13 @@
 """Heartbeats, who is there, and the cards of models. Steers screens and parking; a request's safety never depends on it."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from redis.asyncio import Redis
 
 from dispatch import keys
 from dispatch.messages import Heartbeat, ModelCard, TokenizerFiles, decode, encode
-import hashlib
 
 
 class Fleet:
@@ -41,18 +42,37 @@ class Fleet:
         alive = [decode(b, Heartbeat, keys.heartbeat(i)) for i, b in zip(ids, beats, strict=True) if b is not None]
         return sorted(alive, key=lambda h: (h.started_at_ms, h.id))
 
-    async def put_card(self, card: ModelCard, tokenizer: TokenizerFiles | None) -> None:
-        """Publish a model's card; its `max_cost_tokens` never shrinks by this."""
-        ...
+    async def put_card(self, card: ModelCard, tokenizer: TokenizerFiles | None) -> ModelCard:
+        """Publish a model's card and its tokenizer files; returns the card as stored.
+
+        Its `max_cost_tokens` never shrinks by this: a small worker does not make a big one's requests impossible.
+        """
+        if tokenizer is not None:
+            stored = encode(tokenizer)
+            sha256 = hashlib.sha256(stored).hexdigest()
+            await self._redis.set(keys.tokenizer(sha256), stored)
+            card = replace(card, tokenizer=sha256)
+        known = await self.card(keys.check_model_name(card.name))
+        if known is not None:
+            card = replace(card, max_cost_tokens=max(card.max_cost_tokens, known.max_cost_tokens))
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(keys.model_card(card.name), encode(card))
+            pipe.sadd(keys.MODELS, card.name)
+            await pipe.execute()
+        return card
 
     async def card(self, name: str) -> ModelCard | None:
         """The card of a model, or None."""
-        ...
+        stored = await self._redis.get(keys.model_card(name))
+        return None if stored is None else decode(stored, ModelCard, keys.model_card(name))
 
     async def cards(self) -> Sequence[ModelCard]:
         """All cards, by name."""
-        ...
+        names = sorted(n.decode() for n in await self._redis.smembers(keys.MODELS))  # type: ignore[misc]
+        found = [await self.card(name) for name in names]
+        return [card for card in found if card is not None]
 
     async def tokenizer(self, sha256: str) -> TokenizerFiles | None:
-        """Stored tokenizer files."""
-        ...
+        """Stored tokenizer files, or None."""
+        stored = await self._redis.get(keys.tokenizer(sha256))
+        return None if stored is None else decode(stored, TokenizerFiles, keys.tokenizer(sha256))

@@ -8,6 +8,7 @@ key                                type    holds                                
 {s}:queue:<model>:<priority>:front stream  those given back, read before the others     none (a line)  release, sweep / meet
 {s}:sizes:<model>:<priority>[..]   zset    entry id -> cost of that line                none (a line)  with its line / meet
 {s}:parked:<model>                 zset    worker -> score, lowest is next              lease-bound    park, meet / meet
+{s}:leases:<model>                 set     ids of requests under a lease                none (a model) meet, endings / stats
 {s}:worker:<id>                    hash    limit, slots, weight, used, held, seen, ...  1 h            park, meet / meet
 {s}:held:<worker>                  hash    request id -> cost of what it holds          1 h            meet, endings / renew, park
 {s}:inbox:<worker>                 stream  grants and stops on their way to it          1 h            meet, endings / worker
@@ -83,6 +84,9 @@ class ShardKeys:
 
     def inbox(self, worker: str) -> str:
         return f"{self._tag}inbox:{worker}"
+
+    def leases(self, model: str) -> str:
+        return f"{self._tag}leases:{model}"
 
     @property
     def timers(self) -> str:

@@ -1,73 +1,260 @@
 """The queue's laws as typed calls: one method, one script, one transition.
 
-Every write may be repeated after a lost reply. Never here: what to do about an answer (gateway, worker), Lua (scripts/).
+Every write may be repeated after a lost reply. Never here: what to do about an answer (gateway, worker), Lua (scripts/),
+looking without changing anything (looking.py).
 """
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from redis.asyncio import Redis
 
 from dispatch import messages as m
 from dispatch.keys import ShardKeys
+from dispatch.looking import Looking, entries_from
 from dispatch.rules import QueueRules
+from dispatch.scripts import Script, compose_all
 from dispatch.states import Priority, RequestState
 
 
-class Queue:
-    """The laws on one shard. `now` fixes the clock for tests (ms); by default only Redis's own clock counts."""
+class Queue(Looking):
+    """The laws on one shard. `now` fixes the clock for tests (ms); by default only Redis's own clock counts.
 
-    def __init__(self, redis: Redis, rules: QueueRules, *, shard: str = "s0", now: Callable[[], int] | None = None) -> None: ...
+    `redis` answers bytes (dispatch.redis_client). `scripts` is for the tests that plant bugs.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        rules: QueueRules,
+        *,
+        shard: str = "s0",
+        now: Callable[[], int] | None = None,
+        scripts: Mapping[str, Script] | None = None,
+    ) -> None:
+        super().__init__(redis, ShardKeys(shard))
+        self.rules = rules
+        self.shard = shard
+        self._now = now
+        self._scripts = scripts or compose_all(rules)
+
+    async def _run(self, name: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes) -> Any:
+        now = self._now() if self._now else ""
+        return await self._scripts[name](self._redis, self._keys.timers, rest, now=now, **values)
 
     # ---- clients' side
-    async def enqueue(self, new: m.NewRequest) -> m.Enqueued: ...
+
+    async def enqueue(self, new: m.NewRequest) -> m.Enqueued:
+        """Store a request; it is granted at once or waits. Repeating it with the same id changes nothing."""
+        status, request, state, position, backlog = await self._run(
+            "enqueue",
+            salt=_salt(),
+            id=new.id,
+            model=new.model,
+            kind=new.kind,
+            priority=new.priority,
+            tenant=new.tenant,
+            cost=new.cost_tokens,
+            input=new.input,
+            deadline_ms=new.deadline_ms,
+            max_attempts=new.max_attempts,
+            on_disconnect=new.on_disconnect,
+            reader=new.reader,
+            idempotency=new.idempotency,
+            body_hash=new.body_hash,
+            retry_of=new.retry_of,
+        )
+        return m.Enqueued(m.EnqueueStatus(status.decode()), request.decode(), RequestState(state.decode()), position, backlog)
+
     async def cancel(self, request: str, reason: str = "cancelled by the client") -> RequestState | None:
-        """End it now; the state it ended in (its own, if it had ended before), None if unknown."""
+        """End it now. The state it ended in (its own, if it had ended before); None if unknown."""
+        state = await self._run("cancel", salt=_salt(), id=request, message=reason)
+        return RequestState(state.decode()) if state else None
+
     async def attach(self, request: str, gateway: str, *, after_seq: int = 0, after_chain: str = "") -> m.Attached:
-        """Register `gateway` as a reader and return the log after `after_seq`, in one step; then the feed brings the rest.
-        `gateway` "" only reads. `after_chain` "" trusts the seq."""
+        """Register `gateway` as a reader and return the log after `after_seq`, in one step; the feed brings the rest.
+
+        `gateway` "" only reads. `after_chain` "" trusts the seq.
+        """
+        status, state, live, entries = await self._run(
+            "attach", id=request, gateway=gateway, after_seq=after_seq, after_chain=after_chain
+        )
+        log = tuple(entries_from(request, entries))
+        return m.Attached(m.AttachStatus(status.decode()), RequestState(state.decode()), live == 1, log)
+
     async def detach(self, request: str, gateway: str, *, then_continue: bool = False) -> None:
         """`gateway` reads it no more. With nobody left and on_disconnect=cancel it is cancelled after the grace;
         `then_continue` turns it into on_disconnect=continue first."""
+        await self._run("detach", id=request, gateway=gateway, then_continue=int(then_continue))
+
     async def keep_reading(self, gateway: str) -> None:
-        """Renew the reader lease of all that `gateway` reads (call every few seconds), and its feed's TTL."""
-    async def read_feed(self, gateway: str, after: str, *, block_ms: int, count: int = 1000) -> tuple[str, list[m.LogEntry | None]]:
-        """The feed's entries after stream id `after` ("0" at first), and the id to go on from. A None entry means the
-        feed was cut: attach everything anew."""
+        """Renew the reader lease of all that `gateway` reads; call it several times a lease."""
+        await self._run("keep_reading", gateway=gateway)
+
+    async def read_feed(
+        self, gateway: str, after: str, *, block_ms: int, count: int = 1000
+    ) -> tuple[str, list[m.LogEntry | None]]:
+        """The feed's entries after stream id `after` ("0" at first), and the id to go on from.
+
+        A None entry means the feed was cut: attach everything anew.
+        """
+        found = await self._redis.xread({self._keys.feed(gateway): after}, count=count, block=block_ms)
+        entries: list[m.LogEntry | None] = []
+        for _, messages in found or ():
+            for raw_id, fields in messages:
+                after = raw_id.decode()
+                entries.append(_feed_entry(fields))
+        return after, entries
+
     async def trim_feed(self, gateway: str, through: str) -> None:
         """Forget what was read."""
+        await self._redis.xtrim(self._keys.feed(gateway), minid=through, approximate=False)
 
     # ---- workers' side
-    async def park(self, offer: m.Offer) -> m.Parked: ...
-    async def read_inbox(self, worker: str, after: str, *, block_ms: int) -> tuple[str, list[m.Grant | m.Stop]]: ...
+
+    async def park(self, offer: m.Offer) -> m.Parked:
+        """Say what a worker can hold; what waits and fits is granted to it."""
+        barred, room, held, granted = await self._run(
+            "park",
+            salt=_salt(),
+            worker=offer.worker,
+            model=offer.model,
+            limit=offer.limit_tokens,
+            slots=offer.slots,
+            weight=offer.weight,
+            accepting=int(offer.accepting),
+        )
+        return m.Parked(barred == 1, room, held, granted)
+
+    async def read_inbox(self, worker: str, after: str, *, block_ms: int) -> tuple[str, list[m.Grant | m.Stop]]:
+        """A worker's one blocking read: grants and stops after stream id `after`, and the id to go on from."""
+        found = await self._redis.xread({self._keys.inbox(worker): after}, count=100, block=block_ms)
+        words: list[m.Grant | m.Stop] = []
+        for _, messages in found or ():
+            for raw_id, fields in messages:
+                after = raw_id.decode()
+                word = _inbox_word(worker, after, fields)
+                if word is not None:
+                    words.append(word)
+        return after, words
+
     async def begin(self, grant: m.Grant) -> m.Begun | None:
-        """Make the grant a full lease; None when fenced. May be repeated."""
-    async def append(self, grant: m.Grant, seq: int, data: bytes) -> m.WriteStatus: ...
-    async def finish(self, grant: m.Grant, seq: int, last: bytes, detail: bytes, *, state: RequestState = RequestState.COMPLETED) -> m.WriteStatus:
-        """End it as completed or failed. `last` is the last chunk's data at `seq` (b"" for none: then `seq` is the last
-        one appended + 1 and the end takes it). `detail` is a JSON object merged into the end's data."""
-    async def renew(self, worker: str, grants: Sequence[m.Grant]) -> m.Renewed: ...
+        """Make the grant a full lease; None when fenced. May be repeated.
+
+        Raises PenstockError("bad_record") when the stored input cannot be read.
+        """
+        reply = await self._run("begin", worker=grant.worker, id=grant.request, attempt=grant.attempt, nonce=grant.nonce)
+        if reply[0] == b"fenced":
+            return None
+        _, stored, seq, attempt, deadline = reply
+        request = m.decode(stored, m.InferenceRequest, self._keys.input(grant.request))
+        return m.Begun(request, seq, attempt, deadline)
+
+    async def append(self, grant: m.Grant, seq: int, data: bytes) -> m.WriteStatus:
+        """Write the next chunk of an answer."""
+        reply = await self._run("append", id=grant.request, attempt=grant.attempt, nonce=grant.nonce, seq=seq, data=data)
+        return m.WriteStatus(reply.decode())
+
+    async def finish(
+        self,
+        grant: m.Grant,
+        seq: int,
+        last: bytes,
+        detail: bytes,
+        *,
+        state: RequestState = RequestState.COMPLETED,
+    ) -> m.WriteStatus:
+        """End it as completed or failed. `last` is the last chunk's data, b"" for none; `seq` is the last appended + 1.
+
+        `detail` is a JSON object merged into the end's data.
+        """
+        reply = await self._run(
+            "finish",
+            salt=_salt(),
+            id=grant.request,
+            attempt=grant.attempt,
+            nonce=grant.nonce,
+            seq=seq,
+            last=last,
+            detail=detail,
+            state=state,
+        )
+        return m.WriteStatus(reply.decode())
+
+    async def renew(self, worker: str, grants: Sequence[m.Grant]) -> m.Renewed:
+        """Keep the leases of all a worker runs."""
+        named: tuple[str | int, ...] = tuple(v for g in grants for v in (g.request, g.attempt, g.nonce))
+        lost, unknown = await self._run("renew", named, worker=worker)
+        return m.Renewed(
+            tuple(i.decode() for i in lost),
+            tuple(
+                m.Grant(unknown[i].decode(), worker, unknown[i + 1], unknown[i + 2].decode(), unknown[i + 3])
+                for i in range(0, len(unknown), 4)
+            ),
+        )
+
     async def release(self, grant: m.Grant) -> m.WriteStatus:
-        """Give it back unfinished to the head of the line; nothing charged."""
+        """Give it back unfinished to the head of its line; nothing charged."""
+        reply = await self._run("release", salt=_salt(), id=grant.request, attempt=grant.attempt, nonce=grant.nonce)
+        return m.WriteStatus(reply.decode())
+
     async def retry(self, grant: m.Grant, code: str, message: str) -> m.WriteStatus:
-        """A retryable fault: charged; waits with backoff, or is dead when its attempts are used up."""
+        """A retryable fault: charged; it waits with backoff, or is dead when its attempts are used up."""
+        reply = await self._run(
+            "retry", salt=_salt(), id=grant.request, attempt=grant.attempt, nonce=grant.nonce, code=code, message=message
+        )
+        return m.WriteStatus(reply.decode())
+
     async def abandon(self, worker: str, evidence: str, suspects: Sequence[str] = ()) -> int:
-        """The engine or process of this incarnation is dead, by evidence: bar it, move all it held on. Returns how many."""
-    async def output(self, request: str) -> list[m.LogEntry]: ...
+        """This incarnation is dead, by evidence: bar it and move all it held on. Returns how many moved."""
+        moved: int = await self._run("abandon", tuple(suspects), salt=_salt(), worker=worker, evidence=evidence)
+        return moved
 
     # ---- everybody's
-    async def sweep(self, limit: int = 200) -> int:
-        """Look at every request whose time has come; returns how many were moved."""
 
-    # ---- looking
-    async def record(self, request: str) -> m.RequestRecord | None: ...
-    async def input(self, request: str) -> m.InferenceRequest | None: ...
-    async def tombstone(self, request: str) -> RequestState | None: ...
-    async def position(self, record: m.RequestRecord, scan: int = 1000) -> int | None:
-        """How many will be looked at before it, + 1; None if not waiting or further back than `scan`."""
-    def list_requests(self, *, before_ms: int | None = None) -> AsyncIterator[m.RequestRecord]:
-        """Newest first."""
-    async def stats(self, model: str) -> m.QueueStats: ...
-    async def pause(self, model: str, paused: bool) -> None: ...
+    async def sweep(self, limit: int = 200) -> int:
+        """Look at every request whose time has come; returns how many moved."""
+        moved: int = await self._run("sweep", salt=_salt(), limit=limit)
+        return moved
+
+    async def pause(self, model: str, paused: bool) -> None:
+        """Keep a model's waiting requests from its workers, or let them meet again."""
+        await self._run("pause", salt=_salt(), model=model, paused=int(paused))
+
     async def purge(self, model: str, priority: Priority | None = None) -> int:
-        """Cancel all that waits; returns how many."""
+        """Cancel all that waits now; returns how many."""
+        cancelled = 0
+        for request in await self.waiting(model, priority):
+            state = await self.cancel(request, "its queue was purged")
+            cancelled += state is RequestState.CANCELLED
+        return cancelled
+
+
+def _salt() -> str:
+    """Redis's own random numbers repeat in every script; nonces and jitter need better."""
+    return secrets.token_hex(8)
+
+
+def _feed_entry(fields: Mapping[bytes, bytes]) -> m.LogEntry | None:
+    if b"r" not in fields:
+        return None
+    return m.LogEntry(
+        request=fields[b"r"].decode(),
+        seq=int(fields[b"s"]),
+        attempt=int(fields[b"a"]),
+        kind=m.EntryKind(fields[b"k"].decode()),
+        data=fields[b"d"],
+        chain=fields[b"h"].decode(),
+    )
+
+
+def _inbox_word(worker: str, inbox_id: str, fields: Mapping[bytes, bytes]) -> m.Grant | m.Stop | None:
+    """A grant or a stop; None for what nobody of ours wrote (it is passed over, a worker does not die of it)."""
+    try:
+        request, attempt = fields[b"id"].decode(), int(fields[b"attempt"])
+        if fields[b"kind"] == b"stop":
+            return m.Stop(request, attempt, fields[b"reason"].decode())
+        return m.Grant(request, worker, attempt, fields[b"nonce"].decode(), int(fields[b"cost"]), inbox_id)
+    except (KeyError, ValueError):
+        return None

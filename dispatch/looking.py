@@ -1,0 +1,171 @@
+"""Looking at the queue without changing it: records, logs, lines, counters.
+
+Never here: a write. What is read is read strictly; a record that cannot be read is an error that names its key.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+from redis.asyncio import Redis
+
+from dispatch import messages as m
+from dispatch.errors import PenstockError
+from dispatch.keys import ShardKeys
+from dispatch.states import OnDisconnect, Priority, RequestState
+
+_PAGE = 100
+
+
+class Looking:
+    """The reading half of the queue."""
+
+    def __init__(self, redis: Redis, shard_keys: ShardKeys) -> None:
+        self._redis = redis
+        self._keys = shard_keys
+
+    async def record(self, request: str) -> m.RequestRecord | None:
+        """A request's stored hash, or None."""
+        fields: Mapping[bytes, bytes] = await self._redis.hgetall(self._keys.request(request))  # type: ignore[misc]
+        return _record(request, fields, self._keys.request(request)) if fields else None
+
+    async def input(self, request: str) -> m.InferenceRequest | None:
+        """What was asked, as long as it is kept."""
+        stored = await self._redis.get(self._keys.input(request))
+        return None if stored is None else m.decode(stored, m.InferenceRequest, self._keys.input(request))
+
+    async def tombstone(self, request: str) -> RequestState | None:
+        """How a request ended that is no longer kept, or None."""
+        state = await self._redis.get(self._keys.tombstone(request))
+        return RequestState(state.decode()) if state else None
+
+    async def output(self, request: str) -> list[m.LogEntry]:
+        """The whole log so far."""
+        return list(entries_from(request, await self._redis.xrange(self._keys.output(request))))
+
+    async def position(self, record: m.RequestRecord, scan: int = 1000) -> int | None:
+        """How many will be looked at before it, + 1; None if it does not wait or stands further back than `scan`."""
+        if record.state is not RequestState.QUEUED:
+            return None
+        ahead = 0
+        for priority in Priority:
+            for line in (self._keys.queue_front(record.model, priority), self._keys.queue(record.model, priority)):
+                if priority is not record.priority:
+                    ahead += await self._redis.xlen(line)
+                    continue
+                for place, (_, fields) in enumerate(await self._redis.xrange(line, count=scan)):
+                    if fields.get(b"id") == record.id.encode():
+                        return ahead + place + 1
+                ahead += await self._redis.xlen(line)
+            if priority is record.priority:
+                break
+        return None
+
+    async def waiting(self, model: str, priority: Priority | None = None) -> list[str]:
+        """The ids of all that waits now, by priority and age."""
+        ids: list[str] = []
+        for each in Priority if priority is None else (priority,):
+            for line in (self._keys.queue_front(model, each), self._keys.queue(model, each)):
+                ids += [f[b"id"].decode() for _, f in await self._redis.xrange(line) if b"id" in f]
+        return ids
+
+    async def list_requests(self, *, before_ms: int | None = None) -> AsyncIterator[m.RequestRecord]:
+        """Newest first; `before_ms` goes on from there (exclusive)."""
+        upper: Any = "+inf" if before_ms is None else f"({before_ms}"
+        start = 0
+        while True:
+            ids = await self._redis.zrange(
+                self._keys.requests, upper, "-inf", desc=True, byscore=True, offset=start, num=_PAGE
+            )
+            if not ids:
+                return
+            start += len(ids)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for raw in ids:
+                    pipe.hgetall(self._keys.request(raw.decode()))
+                hashes = await pipe.execute()
+            for raw, fields in zip(ids, hashes, strict=True):
+                if fields:
+                    request = raw.decode()
+                    yield _record(request, fields, self._keys.request(request))
+
+    async def stats(self, model: str) -> m.QueueStats:
+        """A model's lines and counters."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for priority in Priority:
+                for line in (self._keys.queue_front(model, priority), self._keys.queue(model, priority)):
+                    pipe.xlen(line)
+                    pipe.xrange(line, count=1)
+            pipe.hgetall(self._keys.stats(model))
+            pipe.sismember(self._keys.paused, model)
+            pipe.scard(self._keys.leases(model))
+            pipe.zcard(self._keys.parked(model))
+            pipe.time()
+            *lines, totals, paused, running, parked, time = await pipe.execute()
+        now_ms = time[0] * 1000 + time[1] // 1000
+        found = []
+        for n, priority in enumerate(Priority):
+            front_length, front, length, rest = lines[4 * n : 4 * n + 4]
+            since = [int(entries[0][0].split(b"-")[0]) for entries in (front, rest) if entries]
+            oldest = max(0, now_ms - min(since)) if since else 0
+            found.append(m.QueueLine(model, priority, front_length + length, oldest))
+        return m.QueueStats(
+            model=model,
+            lines=tuple(found),
+            paused=bool(paused),
+            running=running,
+            parked=parked,
+            totals={k.decode(): int(v) for k, v in totals.items()},
+        )
+
+
+def entries_from(request: str, raw: Iterable[Any]) -> Iterable[m.LogEntry]:
+    """Log entries of an XRANGE reply, flat (from Lua) or parsed (from the client)."""
+    for raw_id, raw_fields in raw:
+        fields = raw_fields if isinstance(raw_fields, dict) else dict(zip(raw_fields[::2], raw_fields[1::2], strict=True))
+        seq, attempt = raw_id.decode().split("-")
+        try:
+            yield m.LogEntry(request, int(seq), int(attempt), m.EntryKind(fields[b"k"].decode()), fields[b"d"], fields[b"h"].decode())
+        except (KeyError, ValueError) as error:
+            raise PenstockError(
+                "bad_record", f"Entry {raw_id.decode()} of the output of {request} cannot be read: {error!r}."
+            ) from error
+
+
+def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> m.RequestRecord:
+    def text(name: str) -> str:
+        return fields.get(name.encode(), b"").decode()
+
+    def number(name: str) -> int:
+        return int(fields.get(name.encode(), b"0") or b"0")
+
+    try:
+        return m.RequestRecord(
+            id=request,
+            model=text("model"),
+            kind=m.InputKind(text("kind")),
+            state=RequestState(text("state")),
+            priority=Priority(text("priority")),
+            tenant=text("tenant"),
+            attempt=number("attempt"),
+            charged=number("charged"),
+            crashes=number("crashes"),
+            worker=text("worker"),
+            cost_tokens=number("cost"),
+            seq=number("seq"),
+            chain=text("chain"),
+            on_disconnect=OnDisconnect(text("on_disconnect")),
+            retry_of=text("retry_of"),
+            created_at_ms=number("created"),
+            deadline_at_ms=number("deadline"),
+            begun_at_ms=number("begun_at"),
+            first_output_at_ms=number("first_output_at"),
+            ended_at_ms=number("ended_at"),
+            not_before_ms=number("not_before"),
+            max_attempts=number("max_attempts"),
+        )
+    except ValueError as error:
+        raise PenstockError(
+            "bad_record",
+            f"{key} cannot be read: {error}.",
+            hint="Another program may have written this key; delete it, or point Penstock at a Redis of its own.",
+        ) from error

@@ -1,0 +1,124 @@
+"""The metrics: their names, labels and buckets, and how values become families. The only place for them.
+
+Two kinds. What a gateway sees itself is counted in a registry of its own. What the whole Penstock knows is read from
+Redis at scrape time: every gateway then shows the same number, so dashboards use `max by()`, not `sum`.
+Never here: Redis, HTTP. Labels are bounded: never a request id, never a tenant.
+"""
+
+from collections import Counter as Tally
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from dispatch.messages import Heartbeat, QueueStats
+from dispatch.states import WorkerState
+
+# LLM requests are long: the client's default, 10 s at most, would say nothing.
+TIME_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+
+REJECT_REASONS = {
+    "queue_full": "queue_full",
+    "payload_too_large": "too_large",
+    "context_length_exceeded": "too_large",
+    "unschedulable": "no_capacity",
+    "draining": "draining",
+    "redis_unavailable": "redis_unavailable",
+    "out_of_memory": "redis_memory",
+    "unauthorized": "unauthorized",
+}
+"""Error code -> `reason` of penstock_requests_rejected_total; other refusals are plain bad requests."""
+
+
+class GatewayMetrics:
+    """What one gateway process sees."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self.rejected = Counter("penstock_requests_rejected", "Requests refused at submit", ["reason"], registry=self.registry)
+        self.streams_open = Gauge("penstock_streams_open", "Streams this gateway has open", registry=self.registry)
+        self.disconnects = Counter(
+            "penstock_client_disconnects", "Clients that left before the end", ["phase"], registry=self.registry
+        )
+        self.readers_cut = Counter("penstock_readers_cut", "Readers cut because they did not read", registry=self.registry)
+        self.first_token = Histogram(
+            "penstock_time_to_first_token_seconds",
+            "Submit to first output, as this gateway saw it",
+            ["model"],
+            buckets=TIME_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            "penstock_request_duration_seconds",
+            "Submit to end, as this gateway saw it",
+            ["model"],
+            buckets=TIME_BUCKETS_S,
+            registry=self.registry,
+        )
+        Gauge("penstock_build_info", "Which release this is", ["version"], registry=self.registry).labels(version).set(1)
+
+    def reject(self, code: str) -> None:
+        """Count a refusal, if its code is one of those."""
+        reason = REJECT_REASONS.get(code)
+        if reason:
+            self.rejected.labels(reason).inc()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClusterView:
+    """What Redis told at scrape time; `queues` and `workers` are empty when it did not answer."""
+
+    redis_up: bool
+    redis_answer_s: float
+    queues: Sequence[QueueStats]
+    workers: Sequence[Heartbeat]
+    now_ms: int
+
+    def collect(self) -> Iterable[Metric]:
+        """The families, as a prometheus collector yields them."""
+        yield GaugeMetricFamily("penstock_redis_up", "Whether Redis answered", value=float(self.redis_up))
+        if not self.redis_up:
+            return
+        yield GaugeMetricFamily("penstock_redis_answer_seconds", "How long its answer to a PING took", value=self.redis_answer_s)
+        yield from self._queue_families()
+        yield from self._worker_families()
+
+    def _queue_families(self) -> Iterable[Metric]:
+        depth = GaugeMetricFamily("penstock_queue_depth", "Requests that wait", labels=["queue", "priority"])
+        oldest = GaugeMetricFamily("penstock_queue_oldest_age_seconds", "How long the oldest has waited", labels=["queue"])
+        running = GaugeMetricFamily("penstock_requests_running", "Requests workers hold", labels=["queue"])
+        parked = GaugeMetricFamily("penstock_pulls_parked", "Workers whose pull waits for requests", labels=["queue"])
+        ended = CounterMetricFamily("penstock_requests", "Requests by what became of them", labels=["queue", "outcome"])
+        for queue in self.queues:
+            for line in queue.lines:
+                depth.add_metric([queue.model, line.priority.value], line.backlog)
+            oldest.add_metric([queue.model], queue.oldest_wait_ms / 1000)
+            running.add_metric([queue.model], queue.running)
+            parked.add_metric([queue.model], queue.parked)
+            for outcome, count in queue.totals.items():
+                ended.add_metric([queue.model, outcome], count)
+        yield from (depth, oldest, running, parked, ended)
+
+    def _worker_families(self) -> Iterable[Metric]:
+        states = Tally(worker.state for worker in self.workers)
+        by_state = GaugeMetricFamily("penstock_workers", "Workers by state", labels=["state"])
+        for state in WorkerState:
+            if state is not WorkerState.GONE:
+                by_state.add_metric([state.value], states[state])
+        age = GaugeMetricFamily("penstock_worker_heartbeat_age_seconds", "Since a worker's last beat", labels=["worker"])
+        weight = GaugeMetricFamily("penstock_worker_pull_weight", "Measured speed a worker pulls with", labels=["worker"])
+        slots = GaugeMetricFamily("penstock_worker_slots", "Requests a worker takes at once", labels=["worker"])
+        for worker in self.workers:
+            age.add_metric([worker.id], max(0, self.now_ms - worker.beat_at_ms) / 1000)
+            weight.add_metric([worker.id], worker.weight)
+            slots.add_metric([worker.id], worker.slots)
+        yield from (by_state, age, weight, slots)
+
+
+def exposition(own: GatewayMetrics, view: ClusterView) -> bytes:
+    """Both kinds in Prometheus's text format."""
+    cluster = CollectorRegistry()
+    cluster.register(view)
+    return generate_latest(own.registry) + generate_latest(cluster)
+

@@ -1,0 +1,106 @@
+"""The scripts: one .lua file a transition, put together from `lib/`, and called by name. Only `dispatch/queue.py` calls them.
+
+A script states its contract above itself: `-- use:` names the library files it stands on, `-- args:` its arguments.
+Named Lua locals are made from both, so no body says ARGV[7]; the rules' numbers are locals in capitals.
+Never here: what a transition means to gateway or worker.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from dispatch.rules import QueueRules
+
+NAMES = (
+    "enqueue",
+    "park",
+    "begin",
+    "append",
+    "finish",
+    "renew",
+    "release",
+    "retry",
+    "abandon",
+    "cancel",
+    "sweep",
+    "attach",
+    "detach",
+    "keep_reading",
+    "pause",
+)
+
+
+class Script:
+    """One composed script, called with named arguments."""
+
+    def __init__(self, name: str, source: str, args: tuple[str, ...], takes_rest: bool) -> None:
+        self.name = name
+        self.source = source
+        self._sha = hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - Redis names scripts by it
+        self._args = args
+        self._takes_rest = takes_rest
+
+    async def __call__(self, redis: Redis, key: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes) -> Any:
+        """Run it on the shard whose timers are `key`. Loads it where the server has forgotten it."""
+        if rest and not self._takes_rest:
+            raise TypeError(f"{self.name}.lua takes no further arguments")
+        arguments = [values.pop(name) for name in self._args]
+        if values:
+            raise TypeError(f"{self.name}.lua has no argument {', '.join(values)}")
+        try:
+            return await redis.evalsha(self._sha, 1, key, *arguments, *rest)  # type: ignore[misc]
+        except NoScriptError:
+            return await redis.eval(self.source, 1, key, *arguments, *rest)  # type: ignore[misc]
+
+
+def _read(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _header(name: str, body: str, word: str) -> tuple[str, ...]:
+    found = re.search(rf"^-- {word}: (.*)$", body, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{name}.lua has no '-- {word}:' line")
+    return tuple(found.group(1).split())
+
+
+def compose(name: str, rules: QueueRules, *, edit: Mapping[str, tuple[str, str]] | None = None) -> Script:
+    """The script `name` under `rules`. `edit` {file: (old, new)} plants a bug, for the tests that prove it is caught."""
+
+    def text(file: str) -> str:
+        source = _read(file)
+        if edit and file in edit:
+            old, new = edit[file]
+            if old not in source:
+                raise ValueError(f"{file} has no {old!r}")
+            source = source.replace(old, new)
+        return source
+
+    body = text(f"{name}.lua")
+    shebang, body = body.split("\n", 1)
+    if not shebang.startswith("#!lua"):
+        raise ValueError(f"{name}.lua does not begin with #!lua")
+    args = _header(name, body, "args")
+    takes_rest = args[-1] == "..."
+    args = args[:-1] if takes_rest else args
+    parts = [shebang]
+    parts += [f"local {field.upper()} = {value}" for field, value in dataclasses.asdict(rules).items()]
+    parts += [f"local {arg} = ARGV[{n}]" for n, arg in enumerate(args, 1)]
+    if takes_rest:
+        parts.append(f"local rest = {{}} for i = {len(args) + 1}, #ARGV do rest[#rest + 1] = ARGV[i] end")
+    parts += [text(f"lib/{library}.lua") for library in _header(name, body, "use")]
+    parts.append(body)
+    return Script(name, "\n".join(parts), args, takes_rest)
+
+
+@cache
+def compose_all(rules: QueueRules) -> Mapping[str, Script]:
+    """Every script under `rules`, by name."""
+    return {name: compose(name, rules) for name in NAMES}

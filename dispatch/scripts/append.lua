@@ -1,0 +1,24 @@
+#!lua flags=allow-oom
+-- append: the next chunk of an answer. seq = last + 1, or it is a dup or a gap.
+-- The hot path: it reads only the fields it needs.
+-- use: ground log
+-- args: now id attempt nonce seq data
+-- returns status: ok | dup | gap | fenced
+local f = redis.call('HMGET', k_request(id), 'state', 'attempt', 'nonce', 'seq', 'chain', 'readers', 'first_output_at', 'deadline')
+if f[1] ~= 'running' or f[2] ~= attempt or f[3] ~= nonce then return 'fenced' end
+local last = tonumber(f[4])
+seq = tonumber(seq)
+if seq <= last then
+  -- Written once more, so that a WAIT after a repeated call covers the first one's effect.
+  redis.call('HSET', k_request(id), 'seq', last)
+  return 'dup'
+end
+if seq > last + 1 then return 'gap' end
+local r = {id = id, attempt = tonumber(attempt), seq = last, chain = f[5], readers = f[6], deadline = tonumber(f[8])}
+log(r, 'chunk', data)
+if f[7] then
+  redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain)
+else
+  redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', now)
+end
+return 'ok'

@@ -1,0 +1,17 @@
+#!lua flags=allow-oom
+-- begin: the engine is about to see the request; the short grant becomes a full lease. May be repeated.
+-- use: ground
+-- args: now worker id attempt nonce
+-- returns {status, input, seq, attempt, deadline}: ok | fenced
+local r = read_request(id)
+if fenced(r, attempt, nonce) then return {'fenced'} end
+if r.state == 'granted' then
+  redis.call('XDEL', k_inbox(r.worker), r.inbox)
+  if r.begun_at == 0 then redis.call('HSET', k_request(id), 'begun_at', now) end
+end
+r.state = 'running'
+r.lease = now + LEASE_MS
+redis.call('HSET', k_request(id), 'state', 'running', 'lease', r.lease)
+redis.call('HSET', k_worker(worker), 'seen', now)
+set_timer(r)
+return {'ok', redis.call('GET', k_input(id)) or '', r.seq, r.attempt, r.deadline}

@@ -1,0 +1,52 @@
+#!lua
+-- enqueue: a request comes in. It is stored and meets a parked pull, or waits in line.
+-- use: ground line log meet
+-- args: now salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of
+-- returns {status, id, state, position, backlog}: ok | replay | mismatch | full
+local known = redis.call('HGET', k_request(id), 'state') or redis.call('GET', k_tombstone(id))
+if known then return {'ok', id, known, 0, backlog(model)} end
+
+local k_idempotency = TAG .. 'idempotency:' .. tenant .. ':' .. idempotency
+if idempotency ~= '' then
+  local first = redis.call('GET', k_idempotency)
+  if first then
+    local first_id, first_hash = string.match(first, '^(%S+) (%S+)$')
+    if first_hash ~= body_hash then return {'mismatch', first_id, 'queued', 0, 0} end
+    local state = redis.call('HGET', k_request(first_id), 'state') or redis.call('GET', k_tombstone(first_id)) or 'expired'
+    return {'replay', first_id, state, 0, 0}
+  end
+end
+
+cost = tonumber(cost)
+local w = find_worker(model, cost)
+if not w then
+  local waiting = backlog(model)
+  if waiting >= MAX_BACKLOG then return {'full', id, 'queued', waiting, waiting} end
+end
+
+local span = tonumber(deadline_ms)
+local chain = string.sub(redis.sha1hex(id), 1, 16)
+local r = {
+  id = id, model = model, priority = priority, cost = cost, state = 'queued', attempt = 0, deadline = now + span,
+  on_disconnect = on_disconnect, reader_look = on_disconnect == 'cancel' and now + READER_LEASE_MS or 0,
+}
+redis.call('HSET', k_request(id), 'v', 1, 'model', model, 'kind', kind, 'priority', priority, 'tenant', tenant, 'cost', cost,
+  'state', 'queued', 'attempt', 0, 'charged', 0, 'crashes', 0, 'deadline', r.deadline, 'seq', 0, 'chain', chain,
+  'max_attempts', max_attempts, 'on_disconnect', on_disconnect, 'reader_look', r.reader_look, 'readers', reader,
+  'retry_of', retry_of, 'created', now)
+local ttl = span + RETENTION_MS + ONE_DAY_MS
+redis.call('PEXPIRE', k_request(id), ttl)
+redis.call('SET', k_input(id), input, 'PX', ttl)
+redis.call('ZADD', K_REQUESTS, now, id)
+if idempotency ~= '' then redis.call('SET', k_idempotency, id .. ' ' .. body_hash, 'PX', IDEMPOTENCY_MS) end
+if reader ~= '' then touch_gateway(reader) end
+count(model, 'enqueued')
+
+if w then
+  grant(r, w)
+  store_load(w)
+  park(w)
+  return {'ok', id, 'granted', 0, backlog(model)}
+end
+put_in_line(r, '')
+return {'ok', id, 'queued', waiting_through(model, priority), backlog(model)}

@@ -1,0 +1,18 @@
+#!lua flags=allow-oom
+-- finish: the worker ends it, the last chunk included; its room takes what waits.
+-- use: ground line log meet leave
+-- args: now salt id attempt nonce seq last detail state
+-- returns status: ok | dup | gap | fenced
+local r = read_request(id)
+if r and (r.state == 'completed' or r.state == 'failed') and r.nonce == nonce and r.attempt == tonumber(attempt) then
+  redis.call('HSET', k_request(id), 'ended_at', r.ended_at)
+  return 'dup'
+end
+if fenced(r, attempt, nonce) or r.state ~= 'running' then return 'fenced' end
+if tonumber(seq) ~= r.seq + 1 then return 'gap' end
+if last ~= '' then
+  log(r, 'chunk', last)
+  if r.first_output_at == 0 then redis.call('HSET', k_request(id), 'first_output_at', now) end
+end
+room_grew(end_request(r, state, detail, RETENTION_MS))
+return 'ok'

@@ -1,0 +1,6 @@
+#!lua flags=allow-oom
+-- keep_reading: renew a gateway's reader lease.
+-- use: ground log
+-- args: now gateway
+touch_gateway(gateway)
+return 1

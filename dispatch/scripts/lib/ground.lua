@@ -1,0 +1,63 @@
+-- The ground under every script: names of keys, the clock, reading a request.
+-- KEYS[1] is the shard's timers; every other name follows from its tag. dispatch/keys.py says what each key holds.
+local TIMERS = KEYS[1]
+local TAG = string.sub(TIMERS, 1, -7)
+local ONE_DAY_MS = 86400000
+local WORKER_TTL_MS = 3600000
+
+local function k_request(id) return TAG .. 'request:' .. id end
+local function k_input(id) return TAG .. 'input:' .. id end
+local function k_output(id) return TAG .. 'output:' .. id end
+local function k_tombstone(id) return TAG .. 'tombstone:' .. id end
+local function k_worker(id) return TAG .. 'worker:' .. id end
+local function k_held(id) return TAG .. 'held:' .. id end
+local function k_inbox(id) return TAG .. 'inbox:' .. id end
+local function k_parked(model) return TAG .. 'parked:' .. model end
+local function k_leases(model) return TAG .. 'leases:' .. model end
+local function k_stats(model) return TAG .. 'stats:' .. model end
+local function k_feed(gateway) return TAG .. 'feed:' .. gateway end
+local function k_gateway(gateway) return TAG .. 'gateway:' .. gateway end
+local K_REQUESTS = TAG .. 'requests'
+local K_PAUSED = TAG .. 'paused'
+local K_DEAD = TAG .. 'dead'
+
+-- Only Redis's clock counts; tests hand in one of their own.
+if now == '' then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+else
+  now = tonumber(now)
+end
+
+local NUMBERS = {'cost', 'attempt', 'charged', 'crashes', 'lease', 'not_before', 'deadline', 'seq', 'reader_look',
+  'max_attempts', 'created', 'queued_at', 'granted_at', 'begun_at', 'first_output_at', 'ended_at'}
+
+-- A request's hash as a table, or nil. A key of another type is no request of ours: nil as well.
+local function read_request(id)
+  local flat = redis.pcall('HGETALL', k_request(id))
+  if flat.err or #flat == 0 then return nil end
+  local r = {id = id}
+  for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
+  for _, field in ipairs(NUMBERS) do r[field] = tonumber(r[field]) or 0 end
+  return r
+end
+
+local function is_held(r) return r.state == 'granted' or r.state == 'running' end
+
+-- The fence: only the grant that holds the request now may write for it.
+local function fenced(r, attempt, nonce)
+  return not r or not is_held(r) or r.nonce ~= nonce or r.attempt ~= tonumber(attempt)
+end
+
+-- The next moment the sweeper must look at it.
+local function next_look(r)
+  local at = r.deadline
+  if is_held(r) then at = math.min(at, r.lease) end
+  if r.state == 'waiting' then at = math.min(at, r.not_before) end
+  if r.on_disconnect == 'cancel' and r.reader_look > 0 then at = math.min(at, r.reader_look) end
+  return at
+end
+
+local function set_timer(r) redis.call('ZADD', TIMERS, next_look(r), r.id) end
+
+local function count(model, what, by) redis.call('HINCRBY', k_stats(model), what, by or 1) end

@@ -1,0 +1,103 @@
+-- A request leaves its place: for an ending, or back towards the line.
+
+-- Off whoever holds it. Returns that worker, unparked: the caller lets it take what waits by room_grew.
+local function let_go(r)
+  redis.call('SREM', k_leases(r.model), r.id)
+  if r.state == 'granted' and r.inbox then redis.call('XDEL', k_inbox(r.worker), r.inbox) end
+  local cost = redis.call('HGET', k_held(r.worker), r.id)
+  if not cost then return nil end
+  redis.call('HDEL', k_held(r.worker), r.id)
+  local w = read_worker(r.worker)
+  if not w then return nil end
+  w.used = w.used - tonumber(cost)
+  w.held = w.held - 1
+  store_load(w)
+  redis.call('ZREM', k_parked(w.model), w.id)
+  return w
+end
+
+-- Off the line it waits in, or off the worker that holds it (returned, as by let_go).
+local function leave_place(r)
+  if r.state == 'queued' then take_off_line(r) return nil end
+  if is_held(r) then return let_go(r) end
+  return nil
+end
+
+local function stop_worker(r, reason)
+  redis.call('XADD', k_inbox(r.worker), '*', 'kind', 'stop', 'id', r.id, 'attempt', r.attempt, 'reason', reason)
+  redis.call('PEXPIRE', k_inbox(r.worker), WORKER_TTL_MS)
+end
+
+local function count_usage(model, detail)
+  local ok, said = pcall(cjson.decode, detail)
+  if ok and type(said) == 'table' and type(said.usage) == 'table' then
+    count(model, 'prompt_tokens', math.floor(tonumber(said.usage.prompt_tokens) or 0))
+    count(model, 'completion_tokens', math.floor(tonumber(said.usage.completion_tokens) or 0))
+  end
+end
+
+-- THE ending. detail: a JSON object. keep_ms: how long what is left is kept. Returns the worker whose room grew, or nil.
+local function end_request(r, state, detail, keep_ms)
+  local w = leave_place(r)
+  local head = '{"state":"' .. state .. '","attempts":' .. r.attempt
+  log(r, 'end', head .. (#detail > 2 and ',' .. string.sub(detail, 2) or '}'))
+  redis.call('HSET', k_request(r.id), 'state', state, 'seq', r.seq, 'chain', r.chain, 'ended_at', now)
+  redis.call('ZREM', TIMERS, r.id)
+  redis.call('PEXPIRE', k_request(r.id), keep_ms)
+  redis.call('PEXPIRE', k_output(r.id), keep_ms)
+  if state == 'completed' then redis.call('DEL', k_input(r.id)) else redis.call('PEXPIRE', k_input(r.id), keep_ms) end
+  redis.call('SET', k_tombstone(r.id), state, 'PX', keep_ms + TOMBSTONE_MS)
+  count(r.model, state)
+  count_usage(r.model, detail)
+  r.state = state
+  return w
+end
+
+local function error_detail(code, message)
+  return '{"error":' .. cjson.encode({code = code, message = message}) .. '}'
+end
+
+-- An ending that its worker did not write: it is told to stop.
+local function end_from_outside(r, state, code, message)
+  local held = is_held(r)
+  local w = end_request(r, state, error_detail(code, message), RETENTION_MS)
+  if held then stop_worker(r, state) end
+  return w
+end
+
+-- Back to the head of its line (or to a parked pull that has room for it), as the table of states allows.
+local function give_back(r)
+  local w = let_go(r)
+  arrive(r, ':front')
+  return w
+end
+
+-- A grant counts towards the limit of attempts. delay_ms 0: back at once. Returns the worker whose room grew, or nil.
+local function charge(r, crash, delay_ms, code, message)
+  r.charged = r.charged + 1
+  r.crashes = r.crashes + crash
+  redis.call('HSET', k_request(r.id), 'charged', r.charged, 'crashes', r.crashes)
+  count(r.model, 'charged')
+  if r.charged >= r.max_attempts or r.crashes >= CRASH_LIMIT then
+    redis.call('HSET', k_request(r.id), 'dead', '1')
+    redis.call('XADD', K_DEAD, 'MINID', '~', math.max(now - DEAD_MS, 0), '*', 'id', r.id, 'model', r.model, 'code', code,
+      'message', message, 'charged', r.charged, 'crashes', r.crashes, 'worker', r.worker)
+    redis.call('PEXPIRE', K_DEAD, DEAD_MS)
+    count(r.model, 'dead')
+    local why = 'After ' .. r.charged .. ' charged attempts (' .. r.crashes .. ' crashes); the last: ' .. message
+    return end_request(r, 'failed', '{"error":' .. cjson.encode({code = code, message = why, dead = true}) .. '}', DEAD_MS)
+  end
+  if delay_ms == 0 then return give_back(r) end
+  local w = let_go(r)
+  r.state = 'waiting'
+  r.not_before = now + delay_ms
+  redis.call('HSET', k_request(r.id), 'state', 'waiting', 'not_before', r.not_before)
+  set_timer(r)
+  return w
+end
+
+-- Doubles with each charge, with jitter of +-50 %.
+local function backoff(r)
+  local jitter = 0.5 + tonumber(string.sub(redis.sha1hex(salt .. r.id), 1, 4), 16) / 65536
+  return math.max(1, math.floor(math.min(BACKOFF_MS * 2 ^ r.charged, BACKOFF_MAX_MS) * jitter))
+end

@@ -1,0 +1,47 @@
+-- The output log of a request, and the feeds of the gateways that read it.
+
+local function is_reading(gateway)
+  local seen = redis.call('GET', k_gateway(gateway))
+  return seen and now - tonumber(seen) < READER_LEASE_MS
+end
+
+local function has_reader(r)
+  for gateway in string.gmatch(r.readers or '', '%S+') do
+    if is_reading(gateway) then return true end
+  end
+  return false
+end
+
+-- A gateway not heard of for a whole lease may have missed entries: it is told to attach anew.
+local function touch_gateway(gateway)
+  if not is_reading(gateway) then redis.call('XADD', k_feed(gateway), '*', 'cut', '1') end
+  redis.call('SET', k_gateway(gateway), now, 'PX', 2 * READER_LEASE_MS)
+  redis.call('PEXPIRE', k_feed(gateway), 2 * READER_LEASE_MS)
+end
+
+local function tell_readers(r, kind, data)
+  for gateway in string.gmatch(r.readers or '', '%S+') do
+    if is_reading(gateway) then
+      local feed = k_feed(gateway)
+      local length = redis.call('XLEN', feed)
+      -- A gateway that cannot follow is told so and attaches anew; trimming in silence would lose an ending.
+      if length >= FEED_CAP then
+        redis.call('XTRIM', feed, 'MAXLEN', 0)
+        redis.call('XADD', feed, '*', 'cut', '1')
+      end
+      redis.call('XADD', feed, '*', 'r', r.id, 's', r.seq, 'a', r.attempt, 'k', kind, 'd', data, 'h', r.chain)
+      if length == 0 then redis.call('PEXPIRE', feed, 2 * READER_LEASE_MS) end
+    end
+  end
+end
+
+-- Write the next entry: r.seq and r.chain move on; the caller stores them.
+local function log(r, kind, data)
+  r.seq = r.seq + 1
+  r.chain = string.sub(redis.sha1hex(r.chain .. data), 1, 16)
+  redis.call('XADD', k_output(r.id), r.seq .. '-' .. r.attempt, 'k', kind, 'd', data, 'h', r.chain)
+  if r.seq == 1 then
+    redis.call('PEXPIRE', k_output(r.id), math.max(r.deadline - now, 0) + RETENTION_MS + ONE_DAY_MS)
+  end
+  tell_readers(r, kind, data)
+end

@@ -1,0 +1,68 @@
+#!lua flags=allow-oom
+-- sweep: look at every request whose time has come. Harmless in parallel, and as often as one likes.
+-- use: ground line log meet leave
+-- args: now salt limit
+-- returns how many moved
+local K_SWEPT, K_AMNESTY = TAG .. 'swept', TAG .. 'amnesty'
+-- Nobody swept for half a lease: Redis or everyone was away. Workers could not renew, so no lease ends before
+-- they had one more lease's time to do so.
+local swept = tonumber(redis.call('GET', K_SWEPT) or '0')
+if now - swept > LEASE_MS / 2 then redis.call('SET', K_AMNESTY, now + LEASE_MS, 'PX', LEASE_MS + 60000) end
+redis.call('SET', K_SWEPT, now, 'PX', ONE_DAY_MS)
+local amnesty = tonumber(redis.call('GET', K_AMNESTY) or '0')
+
+local function look(r)
+  if r.deadline <= now then
+    return true, end_from_outside(r, 'expired', 'deadline_exceeded', 'the deadline passed while the request was ' .. r.state)
+  end
+  if r.on_disconnect == 'cancel' and r.reader_look > 0 and r.reader_look <= now then
+    if not has_reader(r) then
+      return true, end_from_outside(r, 'cancelled', 'cancelled', 'nobody reads it any more')
+    end
+    r.reader_look = now + READER_LEASE_MS
+    redis.call('HSET', k_request(r.id), 'reader_look', r.reader_look)
+  end
+  if r.state == 'waiting' and r.not_before <= now then
+    arrive(r, ':front')
+    return true, nil
+  end
+  if r.state == 'granted' and r.lease <= now then
+    local w = give_back(r)
+    -- Its worker is not parked again before it is heard of.
+    if w then
+      w.seen = 0
+      redis.call('HSET', k_worker(w.id), 'seen', 0)
+      count(r.model, 'not_begun')
+    end
+    return true, nil
+  end
+  if r.state == 'running' and r.lease <= now then
+    if now < amnesty then
+      r.lease = amnesty
+      redis.call('HSET', k_request(r.id), 'lease', r.lease)
+    else
+      return true, charge(r, 0, 0, 'attempts_exhausted', 'worker ' .. r.worker .. ' was not heard of for a whole lease')
+    end
+  end
+  set_timer(r)
+  return false, nil
+end
+
+local moved = 0
+for _, id in ipairs(redis.call('ZRANGE', TIMERS, '-inf', now, 'BYSCORE', 'LIMIT', 0, limit)) do
+  local r = read_request(id)
+  if r and r.ended_at == 0 then
+    local did, w = look(r)
+    if did then moved = moved + 1 end
+    room_grew(w)
+  else
+    redis.call('ZREM', TIMERS, id)
+  end
+end
+
+-- The list of requests forgets what is no longer kept.
+for _, id in ipairs(redis.call('ZRANGE', K_REQUESTS, 0, 99)) do
+  if redis.call('EXISTS', k_request(id)) == 1 then break end
+  redis.call('ZREM', K_REQUESTS, id)
+end
+return moved
