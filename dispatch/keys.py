@@ -131,12 +131,15 @@ MODELS = "models"
 
 
 def heartbeat(worker: str) -> str:
+    """The key of a worker's heartbeat."""
     return f"worker:{worker}"
 
 
 def model_card(name: str) -> str:
+    """The key of a model's card."""
     return f"model:{name}"
 
 
 def tokenizer(sha256: str) -> str:
+    """The key of stored tokenizer files."""
     return f"tokenizer:{sha256}"

@@ -20,12 +20,13 @@ class Looking:
     """The reading half of the queue."""
 
     def __init__(self, redis: Redis, shard_keys: ShardKeys) -> None:
-        self._redis = redis
+        # redis-py types a reply as the union of all protocols' shapes; redis_client pins one, so the shapes here are known.
+        self._redis: Any = redis
         self._keys = shard_keys
 
     async def record(self, request: str) -> m.RequestRecord | None:
         """A request's stored hash, or None."""
-        fields: Mapping[bytes, bytes] = await self._redis.hgetall(self._keys.request(request))  # type: ignore[misc]
+        fields: Mapping[bytes, bytes] = await self._redis.hgetall(self._keys.request(request))
         return _record(request, fields, self._keys.request(request)) if fields else None
 
     async def input(self, request: str) -> m.InferenceRequest | None:
@@ -73,9 +74,7 @@ class Looking:
         upper: Any = "+inf" if before_ms is None else f"({before_ms}"
         start = 0
         while True:
-            ids = await self._redis.zrange(
-                self._keys.requests, upper, "-inf", desc=True, byscore=True, offset=start, num=_PAGE
-            )
+            ids = await self._redis.zrange(self._keys.requests, upper, "-inf", desc=True, byscore=True, offset=start, num=_PAGE)
             if not ids:
                 return
             start += len(ids)
@@ -124,7 +123,9 @@ def entries_from(request: str, raw: Iterable[Any]) -> Iterable[m.LogEntry]:
         fields = raw_fields if isinstance(raw_fields, dict) else dict(zip(raw_fields[::2], raw_fields[1::2], strict=True))
         seq, attempt = raw_id.decode().split("-")
         try:
-            yield m.LogEntry(request, int(seq), int(attempt), m.EntryKind(fields[b"k"].decode()), fields[b"d"], fields[b"h"].decode())
+            yield m.LogEntry(
+                request, int(seq), int(attempt), m.EntryKind(fields[b"k"].decode()), fields[b"d"], fields[b"h"].decode()
+            )
         except (KeyError, ValueError) as error:
             raise PenstockError(
                 "bad_record", f"Entry {raw_id.decode()} of the output of {request} cannot be read: {error!r}."

@@ -121,4 +121,3 @@ def exposition(own: GatewayMetrics, view: ClusterView) -> bytes:
     cluster = CollectorRegistry()
     cluster.register(view)
     return generate_latest(own.registry) + generate_latest(cluster)
-

@@ -36,5 +36,5 @@ def die_with_parent(signal_number: int = signal.SIGTERM) -> None:
 async def until_parent_dies(poll_s: float = 0.5) -> None:
     """Return when the parent is gone; for systems without PR_SET_PDEATHSIG."""
     parent = os.getppid()
-    while os.getppid() == parent:
+    while os.getppid() == parent:  # noqa: ASYNC110 - the kernel has no event for it here
         await asyncio.sleep(poll_s)

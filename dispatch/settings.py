@@ -83,7 +83,7 @@ class LogSettings(_Section):
 class Settings(_Section):
     """All of Penstock's settings."""
 
-    api_keys: tuple[SecretStr, ...] = Field((), description="keys clients may use as bearer token, comma-separated in the environment")
+    api_keys: tuple[SecretStr, ...] = Field((), description="keys clients may use as bearer token, comma-separated")
     data_dir: Path | None = Field(None, description="where `up` keeps its server's data; default: ~/.local/share/penstock")
     redis: RedisSettings = RedisSettings()
     gateway: GatewaySettings = GatewaySettings()

@@ -7,6 +7,7 @@ Never here: I/O, clocks, keys.
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import TypeVar
 
 
 class RequestState(StrEnum):
@@ -127,7 +128,10 @@ def shown(state: RequestState) -> tuple[RequestState, str | None]:
     return _SHOWN.get(state, (state, None))
 
 
-def as_mermaid(transitions: Mapping[RequestState, Mapping[RequestState, str]] | Mapping[WorkerState, Mapping[WorkerState, str]]) -> str:
+_S = TypeVar("_S", bound=StrEnum)
+
+
+def as_mermaid(transitions: Mapping[_S, Mapping[_S, str]]) -> str:
     """A mermaid state diagram of a table, for the documentation."""
     lines = ["stateDiagram-v2"]
     first = next(iter(transitions))

@@ -13,7 +13,6 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from dispatch.rules import QueueRules
@@ -43,11 +42,11 @@ class Script:
     def __init__(self, name: str, source: str, args: tuple[str, ...], takes_rest: bool) -> None:
         self.name = name
         self.source = source
-        self._sha = hashlib.sha1(source.encode()).hexdigest()  # noqa: S324 - Redis names scripts by it
+        self._sha = hashlib.sha1(source.encode()).hexdigest()
         self._args = args
         self._takes_rest = takes_rest
 
-    async def __call__(self, redis: Redis, key: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes) -> Any:
+    async def __call__(self, redis: Any, key: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes) -> Any:
         """Run it on the shard whose timers are `key`. Loads it where the server has forgotten it."""
         if rest and not self._takes_rest:
             raise TypeError(f"{self.name}.lua takes no further arguments")
@@ -55,9 +54,9 @@ class Script:
         if values:
             raise TypeError(f"{self.name}.lua has no argument {', '.join(values)}")
         try:
-            return await redis.evalsha(self._sha, 1, key, *arguments, *rest)  # type: ignore[misc]
+            return await redis.evalsha(self._sha, 1, key, *arguments, *rest)
         except NoScriptError:
-            return await redis.eval(self.source, 1, key, *arguments, *rest)  # type: ignore[misc]
+            return await redis.eval(self.source, 1, key, *arguments, *rest)
 
 
 def _read(name: str) -> str:
