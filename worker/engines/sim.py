@@ -1,0 +1,233 @@
+"""The sim engine: a GPU in a table that answers with deterministic text, at that GPU's pace and within its memory.
+
+For tests, benchmarks and demos of a fleet on a laptop. What it says depends on the prompt and the position alone, never
+on the batch, the card or the attempt. It has no tokenizer: prompts are counted by `dispatch.pricing`, from bytes.
+Never here: I/O.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from dispatch.errors import PenstockError
+from dispatch.messages import FinishReason, InferenceRequest, InputKind, ModelCard, Sampling
+from dispatch.pricing import cost_tokens, prompt_tokens
+from dispatch.settings import WorkerSettings
+from worker.engines.base import Chunk, Cost, EngineError, EngineInfo
+from worker.engines.sim_gpus import KV_BYTES_PER_TOKEN, PAGE_TOKENS, SIM_GPUS
+from worker.engines.sim_text import Voice
+
+CONTEXT_TOKENS = 131_072
+_PREFILL_CHUNK_TOKENS = 2_048
+_TIMER_S = 0.002
+"""Event loops wake with about a millisecond's grain: shorter waits are saved up, and made good by the next ones."""
+_CATCH_UP_S = 0.05
+"""How far the sim may be behind its due moment and still make it good."""
+_FASTEST = 1_000.0
+"""The speed an instant engine is weighed with: a weight must be finite."""
+
+
+class _Sequence:
+    """One open request inside the step loop."""
+
+    __slots__ = ("error", "position", "prefill_left", "ready", "request", "tokens", "voice")
+
+    def __init__(self, request: InferenceRequest, voice: Voice, done: int) -> None:
+        self.request = request
+        self.voice = voice
+        self.position = done
+        self.prefill_left = voice.prompt_tokens + done
+        self.tokens: deque[int] = deque()
+        self.ready = asyncio.Event()
+        self.error: EngineError | None = None
+
+    @property
+    def held_tokens(self) -> int:
+        """KV tokens it holds now, in whole pages."""
+        return -(-(self.voice.prompt_tokens + self.position - self.prefill_left) // PAGE_TOKENS) * PAGE_TOKENS
+
+    def fail(self, error: EngineError) -> None:
+        self.tokens.clear()
+        self.error = error
+        self.ready.set()
+
+
+class SimEngine:
+    """See the module's docstring."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        if settings.sim_gpu not in SIM_GPUS:
+            raise PenstockError(
+                "bad_setting",
+                f"The sim engine has no GPU {settings.sim_gpu!r}.",
+                hint=f"Use one of: {', '.join(SIM_GPUS)}.",
+                param="worker.sim_gpu",
+            )
+        self.progress = "starting"
+        self._settings = settings
+        self._gpu = SIM_GPUS[settings.sim_gpu]
+        self._speed = settings.sim_speed
+        self._kv_tokens = settings.kv_tokens or self._gpu.kv_tokens
+        self._slots = settings.slots or self._gpu.slots
+        self._open: dict[_Sequence, None] = {}  # a set that keeps its order: who came first is served first
+        self._loop_task: asyncio.Task[None] | None = None
+        self._steps = 0
+
+    async def start(self) -> EngineInfo:
+        self.progress = ""
+        card = ModelCard(
+            name=self._settings.served_name or self._settings.model,
+            engine="sim",
+            context_tokens=CONTEXT_TOKENS,
+            kv_bytes_per_token=KV_BYTES_PER_TOKEN,
+            max_cost_tokens=self._kv_tokens,
+            kinds=(InputKind.CHAT, InputKind.COMPLETION, InputKind.OPAQUE),
+            created_at_s=int(time.time()),
+        )
+        return EngineInfo(
+            card=card,
+            limit_tokens=self._kv_tokens,
+            slots=self._slots,
+            weight=self._gpu.tokens_per_s * min(self._speed, _FASTEST),
+            device=f"sim {self._gpu.name}",
+        )
+
+    def cost(self, request: InferenceRequest) -> Cost:
+        if request.kind is InputKind.OPAQUE:
+            return Cost(max(request.cost_tokens, cost_tokens(prompt_tokens(request), 1)))
+        return Cost(cost_tokens(prompt_tokens(request), request.sampling.max_tokens))
+
+    async def generate(self, request: InferenceRequest, done: Sequence[int]) -> AsyncIterator[Chunk]:
+        voice = Voice(request)
+        if voice.prompt_tokens >= CONTEXT_TOKENS:
+            raise EngineError(
+                "context_length_exceeded",
+                f"The prompt has {voice.prompt_tokens} tokens; this model's context is {CONTEXT_TOKENS}.",
+                retryable=False,
+            )
+        ending = voice.resume(done)
+        if ending is not None:
+            yield Chunk(finish_reason=ending, prompt_tokens=voice.prompt_tokens, completion_tokens=len(done))
+            return
+        sequence = _Sequence(request, voice, len(done))
+        self._open[sequence] = None
+        self._ensure_loop()
+        try:
+            while True:
+                await sequence.ready.wait()
+                sequence.ready.clear()
+                chunk = self._speak(sequence)
+                if chunk is not None:
+                    yield chunk
+                    if chunk.finish_reason is not None:
+                        return
+                if sequence.error is not None:
+                    raise sequence.error
+        finally:
+            self._open.pop(sequence, None)
+
+    async def probe(self) -> None:
+        before = self._steps
+        request = InferenceRequest(
+            id="probe", model="", kind=InputKind.COMPLETION, sampling=Sampling(max_tokens=1), prompt="probe"
+        )
+        async for _ in self.generate(request, ()):
+            pass
+        if self._steps == before:
+            raise EngineError("engine_error", "The sim engine made no step.", retryable=True)
+
+    def steps(self) -> int:
+        return self._steps
+
+    async def close(self) -> None:
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+        for sequence in self._open:
+            sequence.fail(EngineError("engine_error", "The engine was closed.", retryable=True))
+
+    def _speak(self, sequence: _Sequence) -> Chunk | None:
+        """All that is new since last time, as one chunk; None if it must be held back."""
+        if sequence.request.kind is InputKind.OPAQUE and sequence.tokens:
+            return Chunk(
+                output=_opaque_output(sequence.request),
+                finish_reason=FinishReason.STOP,
+                prompt_tokens=sequence.voice.prompt_tokens,
+                completion_tokens=1,
+            )
+        fresh = tuple(sequence.tokens)
+        sequence.tokens.clear()
+        text, tokens, ending = sequence.voice.say(fresh)
+        if ending is None and not tokens:
+            return None
+        count = sequence.voice.spoken_tokens
+        if ending is None:
+            return Chunk(text=text, tokens=tokens)
+        return Chunk(
+            text=text, tokens=tokens, finish_reason=ending, prompt_tokens=sequence.voice.prompt_tokens, completion_tokens=count
+        )
+
+    def _ensure_loop(self) -> None:
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = asyncio.create_task(self._run(), name="sim-steps")
+
+    async def _run(self) -> None:
+        """Step while anything is open. Time is kept by a due moment, so the grain of timers does not add up."""
+        due = time.monotonic()
+        while self._open:
+            stepped = list(self._open)[: self._slots]
+            duration_s = self._step(stepped) / self._speed
+            now = time.monotonic()
+            due = max(due, now - _CATCH_UP_S) + duration_s
+            await asyncio.sleep(due - now if due - now >= _TIMER_S else 0)
+            for sequence in stepped:
+                if sequence.tokens:
+                    sequence.ready.set()
+
+    def _step(self, batch: Sequence[_Sequence]) -> float:
+        """One step of the batch: a slice of prefill and a token for each that is past it. Returns what it took, in seconds."""
+        self._steps += 1
+        prefill_budget = _PREFILL_CHUNK_TOKENS
+        prefilled = decoded = 0
+        held = sum(s.held_tokens for s in self._open)
+        for sequence in batch:
+            before = sequence.held_tokens
+            if sequence.prefill_left:
+                take = min(sequence.prefill_left, prefill_budget)
+                prefill_budget -= take
+                prefilled += take
+                sequence.prefill_left -= take
+            if not sequence.prefill_left:
+                sequence.tokens.append(sequence.voice.token(sequence.position))
+                sequence.position += 1
+                decoded += 1
+            grown = sequence.held_tokens - before
+            if held + grown > self._kv_tokens:
+                self._overflow(sequence, held, grown)
+                held -= before
+                continue
+            held += grown
+            if sequence.voice.ends_at(sequence.position) is not None:
+                del self._open[sequence]
+        return self._gpu.step_s + self._gpu.per_sequence_s * decoded + prefilled / self._gpu.prefill_tokens_per_s
+
+    def _overflow(self, sequence: _Sequence, held: int, grown: int) -> None:
+        """Fail as CUDA would: the one that asks for what is not there, with the numbers."""
+        del self._open[sequence]
+        sequence.fail(
+            EngineError(
+                "engine_out_of_memory",
+                f"{self._gpu.name} (sim) ran out of memory: tried to allocate KV for {grown} tokens; "
+                f"{self._kv_tokens} in all, {self._kv_tokens - held} free.",
+                retryable=True,
+            )
+        )
+
+
+def _opaque_output(request: InferenceRequest) -> dict[str, object]:
+    digest = hashlib.blake2b(msgspec.json.encode(request.input, order="sorted"), digest_size=8).hexdigest()
+    return {"echo": request.input, "digest": digest}
