@@ -1,0 +1,323 @@
+"""The transformers engine: a model folder or hub id on the library's continuous batching, on CPU and CUDA.
+
+One KV budget for all requests; each has its own sampling; closing a request's iterator frees its blocks before the next
+step. Never here: loading (transformers_loading.py), choosing tokens (transformers_sampling.py), text (transcript.py).
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import queue
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from dispatch.errors import PenstockError
+from dispatch.messages import InferenceRequest, InputKind, ModelCard
+from dispatch.pricing import cost_tokens, prompt_tokens
+from dispatch.settings import WorkerSettings
+from worker.engines.base import Chunk, Cost, EngineDead, EngineError, EngineInfo
+from worker.engines.transcript import Transcript
+from worker.engines.transformers_loading import LoadedModel, available_ram_bytes, load, pick_device
+
+PAGE_TOKENS = 16  # the page that dispatch.pricing rounds costs up to
+_FLASH_PAGE_TOKENS = 256  # what flash attention's block tables ask for
+_SLOTS = {"cpu": 64, "cuda": 128}
+_CPU_BATCH_TOKENS = 256
+_CPU_CONTEXTS = 16  # contexts the KV budget holds on a CPU, if a quarter of the free memory allows
+_PROBE_TIMEOUT_S = 60.0
+_log = logging.getLogger("penstock.engine")
+
+
+class _Open:
+    """One request inside the library: what it has generated so far, and a bell that rings when there is more."""
+
+    __slots__ = ("error", "finished", "ids", "more")
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.finished = False
+        self.error: str | None = None
+        self.more = asyncio.Event()
+
+    def heard(self, output: Any) -> None:
+        """The library's callback, in the event loop: `output` carries all ids generated so far."""
+        self.ids = output.generated_tokens
+        self.finished = output.is_finished()
+        self.error = output.error
+        self.more.set()
+
+
+class TransformersEngine:
+    """See the module's docstring."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.progress = "starting"
+        self._settings = settings
+        self._names = itertools.count()
+        self._loaded: LoadedModel | None = None
+        self._manager: Any = None
+        self._eos: frozenset[int] = frozenset()
+        self._limit_tokens = 0
+
+    async def start(self) -> EngineInfo:
+        loaded, slots, device = await asyncio.to_thread(self._load)
+        self._loaded = loaded
+        self._eos = frozenset(loaded.files.eos_token_ids)
+        self._limit_tokens = self._capacity_tokens(slots)
+        if self._limit_tokens < PAGE_TOKENS:
+            raise PenstockError(
+                "bad_setting",
+                f"Memory is left for {self._limit_tokens} KV tokens beside the model's weights; that is too few for any request.",
+                hint="Use a smaller model, fewer worker.slots, or a device with more free memory.",
+                param="worker.kv_tokens",
+            )
+        self.progress = "measuring its speed"
+        weight = await self._measure(slots)
+        self.progress = ""
+        _log.info(
+            "started the engine", extra={"model": loaded.name, "kv_tokens": self._limit_tokens, "tokens_per_s": round(weight)}
+        )
+        card = ModelCard(
+            name=loaded.name,
+            engine="transformers",
+            context_tokens=loaded.context_tokens,
+            kv_bytes_per_token=loaded.kv_bytes_per_token,
+            max_cost_tokens=self._limit_tokens,
+            kinds=(InputKind.CHAT, InputKind.COMPLETION) if loaded.files.chat_template else (InputKind.COMPLETION,),
+            created_at_s=int(time.time()),
+        )
+        return EngineInfo(card, self._limit_tokens, slots, weight, device, loaded.files)
+
+    def cost(self, request: InferenceRequest) -> Cost:
+        return Cost(cost_tokens(prompt_tokens(request), request.sampling.max_tokens))
+
+    async def generate(self, request: InferenceRequest, done: Sequence[int]) -> AsyncIterator[Chunk]:
+        sampling = request.sampling
+        prompt = self._prompt(request)
+        self._check_fits(len(prompt), sampling.max_tokens)
+        transcript = Transcript(self._decode, max_tokens=sampling.max_tokens, stop=sampling.stop, eos=self._eos)
+        for token in done:
+            transcript.feed(token)
+        transcript.take()  # was shown by the attempt that sent `done`
+        if transcript.ending is not None:
+            yield Chunk(finish_reason=transcript.ending, prompt_tokens=len(prompt), completion_tokens=transcript.tokens)
+            return
+        from worker.engines import transformers_sampling
+
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+        chosen = transformers_sampling.arguments(sampling, seed)
+        name = f"{request.id}/{next(self._names)}"
+        call = self._submit(name, [*prompt, *done], sampling.max_tokens - len(done), chosen, sorted(self._eos))
+        seen, unsent = 0, list[int]()
+        try:
+            while True:
+                await call.more.wait()
+                call.more.clear()
+                new, seen = call.ids[seen:], len(call.ids)
+                for token in new:
+                    if transcript.ending is None:
+                        transcript.feed(token)
+                        unsent.append(token)
+                text = transcript.take()
+                if transcript.ending is not None:
+                    yield Chunk(text, tuple(unsent), None, transcript.ending, len(prompt), transcript.tokens)
+                    return
+                if call.finished:
+                    raise self._failure(call)
+                if text:
+                    yield Chunk(text, tuple(unsent), prompt_tokens=len(prompt), completion_tokens=transcript.tokens)
+                    unsent.clear()
+        finally:
+            self._forget(name, call)
+
+    async def probe(self) -> None:
+        loaded = self._running()
+        first = next(iter(self._eos), 0)
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                ids = await self._run_raw([first], 1)
+        except TimeoutError as error:
+            raise EngineError("engine_error", f"No token came within {_PROBE_TIMEOUT_S:.0f} s.", retryable=True) from error
+        if not 0 <= ids[0] < loaded.model.config.get_text_config().vocab_size:
+            raise EngineError("engine_error", "The engine answered a probe with a token that does not exist.", retryable=True)
+
+    def steps(self) -> int:
+        return int(getattr(self._manager, "current_batch", 0)) if self._manager is not None else 0
+
+    async def close(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            await asyncio.to_thread(manager.stop, block=True, timeout=10.0, hard_stop=True)
+        self._loaded = None
+
+    def free_tokens(self) -> int:
+        """KV tokens that no request holds now, as the library's own cache counts them."""
+        cache = self._manager.batch_processor.cache
+        return int(cache.compute_free_capacity(relative=False) // self._running().kv_bytes_per_token)
+
+    def _load(self) -> tuple[LoadedModel, int, str]:
+        import torch
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+        from transformers.utils import is_flash_attn_2_available
+
+        from worker.engines import transformers_sampling
+
+        library_log = logging.getLogger("ContinuousBatchingLogger")
+        library_log.setLevel(logging.CRITICAL)  # it calls a missing optional package an error
+        device = pick_device(self._settings.device)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+        loaded = load(self._settings, device, self._tell)
+        self.progress = "making the KV cache"
+        slots = self._settings.slots or _SLOTS[device.type]
+        page = _FLASH_PAGE_TOKENS if device.type == "cuda" and is_flash_attn_2_available() else PAGE_TOKENS
+        tokens = self._settings.kv_tokens
+        if tokens is None and device.type == "cpu":
+            tokens = self._cpu_kv_tokens(loaded)
+        config = ContinuousBatchingConfig(
+            page_size=page,
+            num_blocks=None if tokens is None else -(-tokens // page) + _reserve_tokens(slots, page) // page,
+            max_batch_tokens=max(_CPU_BATCH_TOKENS, slots) if device.type == "cpu" else None,
+            max_requests_per_batch=slots,
+            # Shared blocks would outlive their requests, and the same prompt would be computed in different shapes.
+            allow_block_sharing=False,
+            # Redis admits only what fits; the library need not hold memory back from what was admitted.
+            safety_margin=0.0,
+            # Its guess knows nothing of the processors that are installed below.
+            max_memory_percent=0.8 if device.type == "cuda" else None,
+        )
+        generation = GenerationConfig(do_sample=False, eos_token_id=list(loaded.files.eos_token_ids) or -1)
+        manager = loaded.model.init_continuous_batching(generation, config)
+        transformers_sampling.install(manager)
+        try:
+            manager.warmup()
+        except (RuntimeError, MemoryError, ValueError) as error:
+            raise PenstockError(
+                "bad_setting",
+                f"The model's KV cache could not be made: {str(error).strip().splitlines()[0][:300]}",
+                hint="Lower worker.kv_tokens or worker.slots, or free memory on the device.",
+                param="worker.kv_tokens",
+            ) from error
+        library_log.setLevel(logging.ERROR)
+        manager.start()
+        self._manager = manager
+        return loaded, slots, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+    def _tell(self, what: str) -> None:
+        self.progress = what
+
+    def _cpu_kv_tokens(self, loaded: LoadedModel) -> int:
+        # The library also keeps one attention mask of batch x KV tokens.
+        each = loaded.kv_bytes_per_token + _CPU_BATCH_TOKENS * int(loaded.model.dtype.itemsize)
+        affordable = available_ram_bytes() // 4 // each
+        return max(PAGE_TOKENS, min(_CPU_CONTEXTS * loaded.context_tokens, affordable) // PAGE_TOKENS * PAGE_TOKENS)
+
+    def _capacity_tokens(self, slots: int) -> int:
+        cache = self._manager.batch_processor.cache
+        page = int(self._manager.continuous_batching_config.page_size)
+        return (int(cache.num_blocks) * page - _reserve_tokens(slots, page)) // PAGE_TOKENS * PAGE_TOKENS
+
+    async def _measure(self, slots: int) -> float:
+        """Tokens a second with a few requests at once; the first round warms up."""
+        first = next(iter(self._eos), 0)
+        await self._run_raw([first], 2)
+        together, each = min(8, slots), 16
+        if self._limit_tokens < together * 2 * PAGE_TOKENS:
+            together = 1
+        began = time.monotonic()
+        await asyncio.gather(*(self._run_raw([first] * (i + 1), each) for i in range(together)))
+        return together * each / (time.monotonic() - began)
+
+    async def _run_raw(self, prompt: list[int], max_tokens: int) -> list[int]:
+        name = f"probe/{next(self._names)}"
+        call = self._submit(name, prompt, max_tokens, {}, [])
+        try:
+            while not call.finished:
+                await call.more.wait()
+                call.more.clear()
+        finally:
+            self._forget(name, call)
+        if call.error is not None or not call.ids:
+            raise self._failure(call)
+        return call.ids
+
+    def _running(self) -> LoadedModel:
+        if self._loaded is None or self._manager is None:
+            raise EngineDead("the engine is not started")
+        return self._loaded
+
+    def _submit(self, name: str, ids: list[int], max_tokens: int, chosen: dict[str, Any], eos: list[int]) -> _Open:
+        call = _Open()
+        self._manager.register_result_handler(name, call.heard)
+        if self._manager.add_request(ids, name, max_tokens, True, False, eos or -1, **chosen) is None:
+            self._forget(name, call)
+            raise EngineDead(f"the library's generation loop has ended: {_reason(self._manager)}")
+        return call
+
+    def _forget(self, name: str, call: _Open) -> None:
+        """Free what the request holds and hear no more of it."""
+        if self._manager is None or call.finished:
+            return
+        self._manager.cancel_request(name)
+        router = self._manager.output_router
+        with router._lock:
+            router.result_handlers.pop(name, None)
+        # What a step under way still says of a request without a handler lands here; nobody else reads it.
+        while True:
+            try:
+                router.output_queue.get_nowait()
+            except queue.Empty:
+                return
+
+    def _failure(self, call: _Open) -> EngineError | EngineDead:
+        if self._manager is None:
+            return EngineDead("the engine was closed")
+        if self._manager.background_thread_status.can_accept_new_requests() is not None:
+            return EngineDead(f"the library's generation loop has ended: {_reason(self._manager)}")
+        return EngineError(
+            "engine_error", f"The library gave up on the request: {call.error or 'it said no reason'}", retryable=True
+        )
+
+    def _prompt(self, request: InferenceRequest) -> tuple[int, ...]:
+        if request.prompt_token_ids:
+            return request.prompt_token_ids
+        tokenizer = self._running().tokenizer
+        if request.kind is InputKind.CHAT:
+            text = tokenizer.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
+            return tuple(tokenizer.encode(text, add_special_tokens=False))
+        if request.kind is InputKind.COMPLETION:
+            return tuple(tokenizer.encode(request.prompt))
+        raise EngineError("unsupported", f"This engine generates text; it takes no {request.kind.value} input.", retryable=False)
+
+    def _check_fits(self, prompt: int, max_tokens: int) -> None:
+        context = self._running().context_tokens
+        if prompt < 1 or max_tokens < 1:
+            raise EngineError("invalid_request", "The prompt and max_tokens must be at least one token long.", retryable=False)
+        if prompt + max_tokens > context:
+            raise EngineError(
+                "context_length_exceeded",
+                f"The prompt has {prompt} tokens and {max_tokens} may be generated; together at most {context} fit this model.",
+                retryable=False,
+            )
+        if cost_tokens(prompt, max_tokens) > self._limit_tokens:
+            raise EngineError(
+                "unschedulable",
+                f"The request needs {cost_tokens(prompt, max_tokens)} KV tokens; this engine has {self._limit_tokens}.",
+                retryable=False,
+            )
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._running().tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _reserve_tokens(slots: int, page: int) -> int:
+    """Tokens lost to half-empty pages at most, beyond the pages that costs are rounded up to."""
+    return slots * (page - PAGE_TOKENS)
+
+
+def _reason(manager: Any) -> str:
+    error = getattr(manager.background_thread_status, "fatal_error", None)
+    # The type alone: a message of the library could quote what the request said.
+    return type(error).__name__ if error is not None else "it was stopped"
