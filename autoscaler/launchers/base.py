@@ -1,0 +1,71 @@
+"""The autoscaler's hands: the port every launcher fills, and when a worker that died is started again (pure).
+
+Never here: how many workers there should be (policy), how a process or container is made (one file a launcher).
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from dispatch.settings import Settings
+
+_FIRST_DELAY_S = 0.5
+_LONGEST_DELAY_S = 30.0
+_HEALTHY_LIFE_S = 10.0
+_MOST_FAILURES = 6
+_USAGE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A worker that was started. `name` is the launcher's word for it and stays the same over restarts."""
+
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The end of a process. `code` is negative for a signal, as subprocess has it."""
+
+    name: str
+    pid: int
+    code: int
+    lived_s: float
+
+    def __str__(self) -> str:
+        how = f"was killed by signal {-self.code}" if self.code < 0 else f"ended with code {self.code}"
+        return f"{self.name} {how} after {self.lived_s:.1f} s"
+
+
+class Launcher(Protocol):
+    """Starts and ends workers in one place. Workers end on their own, too: `exits` tells of each one, wanted or not."""
+
+    async def launch(self, name: str, settings: Settings) -> Launched:
+        """Start a worker of these settings."""
+        ...
+
+    async def retire(self, name: str, *, drain_timeout_s: float) -> None:
+        """Let it finish what it holds, at most this long; returns when it is gone."""
+        ...
+
+    def exits(self) -> AsyncIterator[Exit]:
+        """Every end of a worker, as it happens."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    """How often something failed in a row, and so how long to wait. A value: `after` gives the next one."""
+
+    failures: int = 0
+
+    def after(self, end: Exit) -> "Restarts":
+        """With one more end; a healthy life before it forgets the ones before."""
+        return Restarts(1 if end.lived_s >= _HEALTHY_LIFE_S else self.failures + 1)
+
+    def delay_s(self, end: Exit) -> float | None:
+        """How long to wait before the next start; None: starting it again would not help."""
+        if end.code == _USAGE or self.failures > _MOST_FAILURES:
+            return None
+        return float(min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (self.failures - 1)))

@@ -1,0 +1,17 @@
+"""One file per group of verbs; each adds its own. A new verb is one function in a file and one row here."""
+
+from penstock.commands import chat, check, requests, start, submit, watch
+
+COMMANDS = (
+    start.add_up,
+    start.add_gateway,
+    start.add_worker,
+    chat.add_chat,
+    submit.add_submit,
+    requests.add_request,
+    requests.add_requests,
+    watch.add_ps,
+    watch.add_queues,
+    check.add_doctor,
+    check.add_config,
+)

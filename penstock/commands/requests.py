@@ -1,0 +1,101 @@
+"""`penstock request show | stream | cancel | retry`, and `penstock requests`."""
+
+import argparse
+import time
+from typing import Any
+
+from penstock.commands.submit import follow
+from penstock.failures import OK
+from penstock.output import show, show_one, span
+from penstock.parsing import Parser, add_client_flags, add_verb, api_key_of, server_of
+
+
+def add_request(group: Any) -> None:
+    """`penstock request VERB ID`."""
+    parser = add_verb(
+        group, "request", _help, help="show, stream, cancel or retry one request", example="penstock request show s0.4f1c..."
+    )
+    verbs = parser.add_subparsers(metavar="COMMAND", parser_class=Parser, required=True)
+    for name, run, help in (
+        ("show", _show, "where it stands"),
+        ("stream", _stream, "its answer, from the start or from an event on, to its end"),
+        ("cancel", _cancel, "end it now, waiting or running"),
+        ("retry", _retry, "submit it again as a new request"),
+    ):
+        verb = add_verb(verbs, name, run, help=help, example=f"penstock request {name} s0.4f1c...")
+        verb.add_argument("id", metavar="ID", help="the request's id")
+        if name == "stream":
+            verb.add_argument("--after", default="", metavar="EVENT_ID", help="only what came after this event")
+        add_client_flags(verb)
+
+
+def add_requests(group: Any) -> None:
+    """`penstock requests`."""
+    parser = add_verb(
+        group,
+        "requests",
+        _list,
+        help="list requests, newest first",
+        example="penstock requests --status running\npenstock requests -o jsonl",
+    )
+    parser.add_argument(
+        "--status", choices=["queued", "running", "completed", "failed", "cancelled", "expired"], help="only these"
+    )
+    parser.add_argument("--model", help="only this model's")
+    parser.add_argument("--worker", help="only this worker's")
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="how many (default 20)")
+    add_client_flags(parser)
+
+
+def _help(args: argparse.Namespace) -> int:
+    args.parser.print_help()
+    return OK
+
+
+def _show(args: argparse.Namespace) -> int:
+    show_one(args.output, _call(args, "GET", f"/v1/requests/{args.id}"))
+    return OK
+
+
+def _stream(args: argparse.Namespace) -> int:
+    from penstock.client import Gateway
+
+    with Gateway(server_of(args), api_key_of(args)) as gateway:
+        return follow(gateway, args.id, args.output, live=args.output != "json", after=args.after)
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    show_one(args.output, _call(args, "DELETE", f"/v1/requests/{args.id}"))
+    return OK
+
+
+def _retry(args: argparse.Namespace) -> int:
+    show_one(args.output, _call(args, "POST", f"/v1/requests/{args.id}/retry"))
+    return OK
+
+
+def _list(args: argparse.Namespace) -> int:
+    params = {"status": args.status, "model": args.model, "worker": args.worker, "limit": args.limit}
+    rows = _call(args, "GET", "/v1/requests", params=params)["data"]
+    columns = (
+        ("id", lambda r: r["id"]),
+        ("status", lambda r: r.get("status")),
+        ("model", lambda r: r.get("model")),
+        ("priority", lambda r: r.get("priority")),
+        ("worker", lambda r: r.get("worker")),
+        ("attempt", lambda r: r.get("attempt")),
+        ("age", lambda r: _age(r["created_at_ms"])),
+    )
+    show(args.output, rows, columns, empty="No requests.")
+    return OK
+
+
+def _age(created_at_ms: int) -> str:
+    return span(max(0.0, time.time() - created_at_ms / 1000))
+
+
+def _call(args: argparse.Namespace, method: str, path: str, **kwargs: Any) -> Any:
+    from penstock.client import Gateway
+
+    with Gateway(server_of(args), api_key_of(args)) as gateway:
+        return gateway.call(method, path, **kwargs)
