@@ -58,6 +58,8 @@ class Household:
 
     async def start(self) -> None:
         """Server, then gateway, then workers: each needs the ones before. Raises Failure, PenstockError."""
+        if self._wanted.port_wished:  # before a server is started for nothing
+            free_port(self._settings.gateway.host, self._settings.gateway.port, tries=1)
         await self._find_server()
         await self._find_gateway()
         for name in self._workers:
