@@ -27,4 +27,4 @@ def connect(url: str, *, max_connections: int = 64) -> Redis:
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)  # the pool is its own: closing it closes both

@@ -1,0 +1,313 @@
+"""Before any work is queued: is the request valid, does it fit, what does it cost? What it returns is ready for enqueue.
+
+A request that names no max_tokens gets what is left of the model's context, at most `DEFAULT_MAX_TOKENS`, and no more
+than the largest worker could ever hold: that number is stored, priced and honoured.
+Never here: HTTP bodies (bodies.py), the types of fields (fields.py), Redis beyond cards and tokenizers.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from dispatch import pricing
+from dispatch.errors import PenstockError
+from dispatch.messages import InferenceRequest, InputKind, ModelCard, NewRequest, Sampling, encode, new_id
+from dispatch.settings import QueueSettings
+from dispatch.states import OnDisconnect, Priority
+from gateway.context import Gateway
+from gateway.fields import CONSUMED, NativeFields, Sampled, refuse_unsupported
+
+DEFAULT_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a request is to be queued, whatever it asks."""
+
+    deadline_ms: int
+    priority: Priority = Priority.NORMAL
+    max_attempts: int = 3
+    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    tenant: str = ""
+    reader: str = ""
+    idempotency: str = ""
+    body_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that may be queued. `prompt_tokens` is counted, or estimated where the card has no tokenizer."""
+
+    new: NewRequest
+    card: ModelCard
+    prompt_tokens: int
+    max_tokens: int
+
+
+async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], terms: Terms) -> Admitted:
+    """Check, count and price a request. Raises PenstockError naming the field and the numbers."""
+    card = await gateway.cards.get(fields.model)
+    upstream = card.engine == "upstream"
+    refuse_unsupported(body, card.name, upstream=upstream)
+    kind, messages, prompt, given_ids, document = _asked(fields)
+    if kind not in card.kinds:
+        takes = ", ".join(card.kinds)
+        raise PenstockError(
+            "unsupported",
+            f"Model {card.name!r} takes {takes}, not {kind}.",
+            hint="Use another model or route.",
+            param=_param_of(kind),
+        )
+    if kind is InputKind.CHAT:
+        messages = _checked_messages(messages, upstream)
+    ids = given_ids
+    if card.tokenizer and kind is not InputKind.OPAQUE:
+        tokenizer = await gateway.tokenizers.get(card.tokenizer)
+        if kind is InputKind.CHAT:
+            ids = await tokenizer.chat(messages)
+        elif given_ids:
+            _refuse_foreign_ids(given_ids, tokenizer.vocabulary)
+        else:
+            ids = await tokenizer.text(prompt)
+            if not ids:
+                raise PenstockError("invalid_request", "prompt: it holds no token.", hint="Send some text.", param="prompt")
+    prompt_tokens = len(ids) or pricing.estimate_prompt_tokens(kind, messages, prompt, document)
+    max_tokens = _fitting_max_tokens(card, prompt_tokens, fields.wanted_tokens(), _param_of(kind))
+    cost = pricing.cost_tokens(prompt_tokens, max_tokens)
+    if cost > card.max_cost_tokens:
+        raise PenstockError(
+            "unschedulable",
+            f"It needs {cost} tokens of memory ({prompt_tokens} prompt + {max_tokens} answer); the largest worker of "
+            f"{card.name!r} ever seen holds {card.max_cost_tokens}.",
+            hint="Shorten the prompt, ask for fewer max_tokens, or start a worker with more KV memory.",
+            param="max_tokens",
+            extra={
+                "cost_tokens": cost,
+                "prompt_tokens": prompt_tokens,
+                "max_tokens": max_tokens,
+                "max_cost_tokens": card.max_cost_tokens,
+            },
+        )
+    request = InferenceRequest(
+        id=new_id(gateway.queue.shard),
+        model=card.name,
+        kind=kind,
+        sampling=_sampling(fields, max_tokens),
+        prompt_token_ids=ids,
+        messages=tuple(messages),
+        prompt=prompt,
+        input=document,
+        body={k: v for k, v in body.items() if k not in CONSUMED} if upstream else {},
+        cost_tokens=cost,
+    )
+    new = NewRequest(
+        id=request.id,
+        model=card.name,
+        input=encode(request),
+        kind=kind,
+        cost_tokens=cost,
+        deadline_ms=terms.deadline_ms,
+        priority=terms.priority,
+        tenant=terms.tenant,
+        max_attempts=terms.max_attempts,
+        on_disconnect=terms.on_disconnect,
+        reader=terms.reader,
+        idempotency=terms.idempotency,
+        body_hash=terms.body_hash,
+    )
+    return Admitted(new, card, prompt_tokens, max_tokens)
+
+
+def terms_from(
+    headers: Mapping[str, str],
+    raw_body: bytes,
+    settings: QueueSettings,
+    tenant: str,
+    fields: NativeFields | None,
+    on_disconnect: OnDisconnect,
+) -> Terms:
+    """The terms of a request, from its headers and (native API) its body, which wins. `on_disconnect` is the default."""
+    deadline_s = fields.deadline_seconds if fields and fields.deadline_seconds else _seconds(headers, "x-request-timeout")
+    if deadline_s is None:
+        deadline_s = settings.deadline_s
+    if deadline_s > settings.max_deadline_s:
+        raise PenstockError(
+            "invalid_request",
+            f"deadline_seconds: {deadline_s:g} s is longer than the {settings.max_deadline_s:g} s allowed.",
+            hint="Ask for less, or let the operator raise PENSTOCK_QUEUE__MAX_DEADLINE_S.",
+            param="deadline_seconds",
+        )
+    priority = fields.priority if fields and fields.priority else _one_of(headers, "x-penstock-priority", Priority)
+    wish = fields.on_disconnect if fields and fields.on_disconnect else _one_of(headers, "x-penstock-on-disconnect", OnDisconnect)
+    key = headers.get("idempotency-key", "")
+    if len(key) > 255:
+        raise PenstockError(
+            "invalid_request", "Idempotency-Key: longer than 255 characters.", hint="Send a UUID.", param="idempotency-key"
+        )
+    return Terms(
+        deadline_ms=max(1, int(deadline_s * 1000)),
+        priority=priority or Priority.NORMAL,
+        max_attempts=fields.max_attempts if fields and fields.max_attempts else settings.max_attempts,
+        on_disconnect=wish or on_disconnect,
+        tenant=tenant,
+        idempotency=hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if key else "",
+        body_hash=hashlib.sha256(raw_body).hexdigest() if key else "",
+    )
+
+
+def _asked(fields: Sampled) -> tuple[InputKind, Sequence[dict[str, Any]], str, tuple[int, ...], Any]:
+    """kind, messages, prompt, prompt ids, document."""
+    messages = getattr(fields, "messages", None)
+    prompt = getattr(fields, "prompt", None)
+    document = getattr(fields, "input", msgspec.UNSET)
+    named = [n for n, v in (("messages", messages), ("prompt", prompt)) if v is not None] + (
+        ["input"] if document is not msgspec.UNSET else []
+    )
+    if len(named) != 1:
+        raise PenstockError(
+            "invalid_request",
+            f"{'More than one of' if named else 'None of'} messages, prompt and input was sent.",
+            hint="Send exactly one of them.",
+            param=named[1] if named else "messages",
+        )
+    if messages is not None:
+        return InputKind.CHAT, messages, "", (), None
+    if document is not msgspec.UNSET:
+        return InputKind.OPAQUE, (), "", (), document
+    text, ids = _prompt(prompt)
+    return InputKind.COMPLETION, (), text, ids, None
+
+
+def _prompt(prompt: str | list[Any] | None) -> tuple[str, tuple[int, ...]]:
+    if isinstance(prompt, list):
+        if len(prompt) == 1 and isinstance(prompt[0], str | list):
+            return _prompt(prompt[0])
+        if prompt and all(type(i) is int for i in prompt):
+            return "", tuple(prompt)
+        if all(isinstance(i, str | list) for i in prompt):
+            raise PenstockError(
+                "unsupported", f"prompt: {len(prompt)} prompts in one request.", hint="Send one request a prompt.", param="prompt"
+            )
+        raise PenstockError(
+            "invalid_request", "prompt: neither a text nor a list of token ids.", hint="Send a string.", param="prompt"
+        )
+    if not prompt:
+        raise PenstockError("invalid_request", "prompt: it is empty.", hint="Send some text.", param="prompt")
+    return prompt, ()
+
+
+def _checked_messages(messages: Sequence[dict[str, Any]], upstream: bool) -> Sequence[dict[str, Any]]:
+    checked = []
+    for n, message in enumerate(messages):
+        at = f"messages[{n}]"
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not role:
+            raise PenstockError(
+                "invalid_request", f"{at}.role: not a text.", hint="Use system, user or assistant.", param=f"{at}.role"
+            )
+        if upstream:
+            checked.append(message)
+            continue
+        if isinstance(content, list):
+            message = {**message, "content": _joined_parts(content, at)}
+        elif not isinstance(content, str) and not (content is None and role == "assistant"):
+            raise PenstockError(
+                "invalid_request",
+                f"{at}.content: not a text.",
+                hint="Send a string, or a list of text parts.",
+                param=f"{at}.content",
+            )
+        checked.append(message)
+    return checked
+
+
+def _joined_parts(parts: list[Any], at: str) -> str:
+    texts = []
+    for n, part in enumerate(parts):
+        where = f"{at}.content[{n}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise PenstockError(
+                "unsupported",
+                f"{where}: this model takes text parts only.",
+                hint="Leave out images, audio and files.",
+                param=where,
+            )
+        if not isinstance(part.get("text"), str):
+            raise PenstockError("invalid_request", f"{where}.text: not a text.", hint="Send a string.", param=f"{where}.text")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _refuse_foreign_ids(ids: tuple[int, ...], vocabulary: int) -> None:
+    if any(i < 0 or i >= vocabulary for i in ids):
+        raise PenstockError(
+            "invalid_request",
+            f"prompt: token ids of this model run from 0 to {vocabulary - 1}.",
+            hint="Use this model's tokenizer.",
+            param="prompt",
+        )
+
+
+def _fitting_max_tokens(card: ModelCard, prompt_tokens: int, wanted: int | None, param: str) -> int:
+    left = card.context_tokens - prompt_tokens
+    if left < 1 or (wanted is not None and wanted > left):
+        asked = f" + {wanted} answer (max_tokens)" if wanted is not None else ""
+        raise PenstockError(
+            "context_length_exceeded",
+            f"{prompt_tokens} prompt{asked} tokens do not fit the {card.context_tokens} tokens of {card.name!r}.",
+            hint="Shorten the prompt." if left < 1 else f"Shorten the prompt, or ask for at most {left} max_tokens.",
+            param=param if left < 1 else "max_tokens",
+            extra={"prompt_tokens": prompt_tokens, "max_tokens": wanted, "context_tokens": card.context_tokens},
+        )
+    if wanted is not None:
+        return wanted
+    page = pricing.cost_tokens(1, 0)
+    holds = card.max_cost_tokens // page * page - prompt_tokens
+    return max(1, min(DEFAULT_MAX_TOKENS, left, holds))
+
+
+def _sampling(fields: Sampled, max_tokens: int) -> Sampling:
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=1.0 if fields.temperature is None else fields.temperature,
+        top_p=1.0 if fields.top_p is None else fields.top_p,
+        top_k=max(0, fields.top_k or 0),
+        stop=fields.stops(),
+        seed=fields.seed,
+    )
+
+
+def _param_of(kind: InputKind) -> str:
+    return {InputKind.CHAT: "messages", InputKind.COMPLETION: "prompt", InputKind.OPAQUE: "input"}[kind]
+
+
+def _seconds(headers: Mapping[str, str], name: str) -> float | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 < seconds < float("inf"):
+        raise PenstockError(
+            "invalid_request", f"{name}: {text[:40]!r} is no number of seconds.", hint="Send e.g. 60.", param=name
+        )
+    return seconds
+
+
+def _one_of(headers: Mapping[str, str], name: str, kind: type[Any]) -> Any:
+    text = headers.get(name)
+    if text is None:
+        return None
+    try:
+        return kind(text.strip().lower())
+    except ValueError as error:
+        words = ", ".join(member.value for member in kind)
+        raise PenstockError(
+            "invalid_request", f"{name}: {text[:40]!r} is none of {words}.", hint=f"Send one of {words}.", param=name
+        ) from error

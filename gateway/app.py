@@ -1,0 +1,206 @@
+"""The gateway as an ASGI application: what it is built from, what runs beside the handlers, and where errors go.
+
+Never here: sockets and signals (serve.py), the shape of an error (problems.py), any route.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dispatch.errors import PenstockError
+from dispatch.faults import STORE_FAULT, as_penstock, is_unreachable
+from dispatch.fleet import Fleet
+from dispatch.metrics import GatewayMetrics
+from dispatch.queue import Queue
+from dispatch.redis_client import connect
+from dispatch.settings import Settings
+from gateway.auth import Keys
+from gateway.context import Cards, Gateway
+from gateway.problems import for_status, is_our_fault, problem
+from gateway.routes import openai, ops, queues, requests, workers
+from gateway.streaming import Feed
+from gateway.tokenizing import Tokenizers
+
+log = logging.getLogger("penstock.gateway")
+
+_SWEEP_EVERY_S = 0.25
+_AGAIN_S = 1.0
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def build(settings: Settings) -> FastAPI:
+    """The application. It starts, and answers 503, also while Redis is away."""
+    app = FastAPI(title="Penstock", openapi_url=None, docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False)
+    app.state.settings = settings
+    app.state.keys = Keys(key.get_secret_value() for key in settings.api_keys)
+    for router in (ops.router, requests.router, queues.router, workers.router, openai.router):
+        app.include_router(router)
+    app.add_exception_handler(PenstockError, _on_penstock_error)
+    app.add_exception_handler(STORE_FAULT, _on_store_fault)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(RequestIds)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    rules = settings.queue.rules()
+    url = redis_url(settings)
+    redis, blocking = connect(url), connect(url, max_connections=2)
+    queue, fleet = Queue(redis, rules), Fleet(redis)
+    feed = Feed(queue, Queue(blocking, rules), buffer_bytes=settings.gateway.reader_buffer_bytes)
+    gateway = Gateway(
+        settings=settings,
+        redis=redis,
+        queue=queue,
+        fleet=fleet,
+        feed=feed,
+        cards=Cards(fleet),
+        tokenizers=Tokenizers(fleet),
+        metrics=GatewayMetrics(_version()),
+        version=_version(),
+    )
+    app.state.gateway = gateway
+    roles = {"sweep": lambda: _sweep(queue), "feed": feed.run, "keep reading": feed.keep}
+    tasks = [asyncio.create_task(_for_ever(name, role), name=name) for name, role in roles.items()]
+    log.info("Started the gateway", extra={"gateway": feed.gateway})
+    try:
+        yield
+    finally:
+        feed.close_all()
+        await feed.settle()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await blocking.aclose()
+        await redis.aclose()
+        log.info("Stopped the gateway", extra={"gateway": feed.gateway})
+
+
+async def _sweep(queue: Queue) -> None:
+    """Move every request whose time has come; harmless beside other gateways."""
+    away = False
+    while True:
+        try:
+            await queue.sweep()
+            if away:
+                log.info("Redis answers again")
+            away = False
+        except STORE_FAULT as error:
+            if not away or not is_unreachable(error):
+                log.warning("Cannot sweep", extra={"error": type(error).__name__})
+            away = True
+        await asyncio.sleep(_SWEEP_EVERY_S)
+
+
+async def _for_ever(name: str, role: Callable[[], Awaitable[None]]) -> None:
+    """A bug in a background role is logged, and the role goes on: a gateway without it would look healthy and do nothing."""
+    while True:
+        try:
+            await role()
+        except Exception:
+            log.exception("A background role failed", extra={"role": name})
+        await asyncio.sleep(_AGAIN_S)
+
+
+def redis_url(settings: Settings) -> str:
+    """The URL with the password that was set apart from it. Raises PenstockError("bad_setting")."""
+    url = settings.redis.url
+    if not url:
+        raise PenstockError(
+            "bad_setting",
+            "The gateway was not told where Redis is.",
+            hint="Set PENSTOCK_REDIS__URL (redis://host:6379/0), or run `penstock up`, which starts a server of its own.",
+            param="redis.url",
+        )
+    password = settings.redis.password
+    scheme, separator, rest = url.partition("://")
+    if password is None or "@" in rest:
+        return url
+    return f"{scheme}{separator}:{quote(password.get_secret_value(), safe='')}@{rest}"
+
+
+async def _on_penstock_error(http_request: Request, error: Exception) -> Response:
+    assert isinstance(error, PenstockError)
+    http_request.app.state.gateway.metrics.reject(error.code)
+    if is_our_fault(error) and error.kind.status >= 500 and error.code != "draining":
+        log.warning("Answered with an error", extra={"code": error.code, "error": error.message})
+    return problem(error)
+
+
+async def _on_store_fault(http_request: Request, error: Exception) -> Response:
+    ours = as_penstock(error)
+    http_request.app.state.gateway.metrics.reject(ours.code)
+    if ours.code == "internal_error":
+        log.error("Redis refused a command", exc_info=error)
+    return problem(ours)
+
+
+async def _on_http_exception(http_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(for_status(error.status_code, str(error.detail)), headers=error.headers)
+
+
+async def _on_bug(http_request: Request, error: Exception) -> Response:
+    log.error("A handler failed", exc_info=error, extra={"method": http_request.method})
+    return problem(for_status(500, ""))
+
+
+class RequestIds:
+    """Echoes or mints X-Request-Id, and writes one access line per answer, but none for health and metrics."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Wrap one HTTP exchange."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"x-request-id"), "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
+        started, status = time.monotonic(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            if scope["path"] not in ops.PATHS:
+                log.info(
+                    "Answered",
+                    extra={
+                        "method": scope["method"],
+                        "route": getattr(scope.get("route"), "path", "unknown"),
+                        "status": status,
+                        "duration_s": round(time.monotonic() - started, 4),
+                        "http_request_id": request_id,
+                    },
+                )
+
+
+def _version() -> str:
+    try:
+        return version_of("penstock")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,84 @@
+"""What every handler of one gateway process shares: the queue, the fleet, the feed, caches and counters.
+
+Never here: HTTP.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+
+from dispatch.errors import PenstockError
+from dispatch.fleet import Fleet
+from dispatch.keys import check_model_name
+from dispatch.messages import ModelCard
+from dispatch.metrics import GatewayMetrics
+from dispatch.queue import Queue
+from dispatch.settings import Settings
+from gateway.streaming import Feed
+from gateway.tokenizing import Tokenizers
+
+_CARD_KEPT_S = 1.0
+
+
+class Cards:
+    """Model cards, looked up at most once a second each."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._kept: dict[str, tuple[float, ModelCard]] = {}
+
+    async def get(self, model: str) -> ModelCard:
+        """The card. Raises PenstockError("model_not_found") naming the models there are."""
+        kept = self._kept.get(model)
+        if kept is not None and time.monotonic() - kept[0] < _CARD_KEPT_S:
+            return kept[1]
+        card = await self._fleet.card(check_model_name(model))
+        if card is None:
+            self._kept.pop(model, None)
+            names = [c.name for c in await self._fleet.cards()]
+            known = f"Models here: {', '.join(names[:20])}." if names else "No worker has published a model yet: start one."
+            raise PenstockError(
+                "model_not_found", f"There is no model {model!r}.", hint=known, param="model", extra={"models": names[:100]}
+            )
+        self._kept[model] = (time.monotonic(), card)
+        return card
+
+
+@dataclass(slots=True)
+class Gateway:
+    """One gateway process. `draining`: it takes nothing new."""
+
+    settings: Settings
+    redis: Any
+    queue: Queue
+    fleet: Fleet
+    feed: Feed
+    cards: Cards
+    tokenizers: Tokenizers
+    metrics: GatewayMetrics
+    version: str
+    draining: bool = False
+    started_at: float = field(default_factory=time.monotonic)
+
+    async def now_ms(self) -> int:
+        """Redis's clock: the only one that moments in Redis are written by."""
+        seconds, micros = await self.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def refuse_if_draining(self) -> None:
+        """Raises PenstockError("draining") when nothing new is taken."""
+        if self.draining:
+            raise PenstockError(
+                "draining",
+                "This gateway is shutting down and takes no new requests.",
+                hint="Ask again: another one answers.",
+                retry_after_s=1,
+            )
+
+
+def gateway_of(http_request: Request) -> Gateway:
+    """The gateway a handler runs in."""
+    gateway: Gateway = http_request.app.state.gateway
+    return gateway

@@ -1,0 +1,86 @@
+"""Health, version and metrics: no key needed, no secret in them, nothing cached. operations.md, Health endpoints.
+
+Never here: anything about a single request.
+"""
+
+import asyncio
+import time
+
+from fastapi import APIRouter, Request
+from starlette.responses import PlainTextResponse, Response
+
+from dispatch.faults import STORE_FAULT
+from dispatch.metrics import ClusterView, exposition
+from gateway.context import Gateway, gateway_of
+from gateway.shapes import as_json
+
+router = APIRouter()
+
+PATHS = frozenset({"/livez", "/readyz", "/healthz", "/health", "/version", "/metrics"})
+_ANSWER_WITHIN_S = 2.0
+_NO_STORE = {"cache-control": "no-store"}
+
+
+@router.get("/livez")
+async def livez() -> Response:
+    """The event loop turns. Never touches Redis."""
+    return PlainTextResponse("ok\n", headers=_NO_STORE)
+
+
+@router.get("/readyz")
+@router.get("/healthz")
+@router.get("/health")
+async def readyz(http_request: Request) -> Response:
+    """Redis answers and nothing drains. Does not need workers: requests may wait for one to be started."""
+    gateway = gateway_of(http_request)
+    answer_s = await _redis_answer_s(gateway)
+    checks = [
+        (
+            answer_s is not None,
+            f"redis {'ok' if answer_s is not None else 'does not answer'}" + (f" {answer_s * 1000:.1f}ms" if answer_s else ""),
+        ),
+        (not gateway.draining, "draining" if gateway.draining else "takes requests"),
+    ]
+    ready = all(ok for ok, _ in checks)
+    text = "ok\n" if ready else "not ready\n"
+    if not ready or "verbose" in http_request.query_params:
+        text = "".join(f"[{'+' if ok else '-'}] {what}\n" for ok, what in checks) + text
+    return PlainTextResponse(text, 200 if ready else 503, headers=_NO_STORE)
+
+
+@router.get("/version")
+async def version(http_request: Request) -> Response:
+    """Which release this is."""
+    gateway = gateway_of(http_request)
+    return as_json({"name": "penstock", "version": gateway.version, "gateway": gateway.feed.gateway}, headers=_NO_STORE)
+
+
+@router.get("/metrics")
+async def metrics(http_request: Request) -> Response:
+    """Prometheus's text: what this gateway counted, and what Redis knows now."""
+    gateway = gateway_of(http_request)
+    body = exposition(gateway.metrics, await _view(gateway))
+    return Response(body, headers=_NO_STORE, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _redis_answer_s(gateway: Gateway) -> float | None:
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(_ANSWER_WITHIN_S):
+            await gateway.redis.ping()
+    except (TimeoutError, STORE_FAULT):
+        return None
+    return time.perf_counter() - started
+
+
+async def _view(gateway: Gateway) -> ClusterView:
+    answer_s = await _redis_answer_s(gateway)
+    if answer_s is not None:
+        try:
+            async with asyncio.timeout(_ANSWER_WITHIN_S):
+                cards = await gateway.fleet.cards()
+                queues = [await gateway.queue.stats(card.name) for card in cards]
+                return ClusterView(True, answer_s, queues, await gateway.fleet.workers(), await gateway.now_ms())
+        except (TimeoutError, STORE_FAULT):
+            pass
+    return ClusterView(False, 0.0, (), (), 0)

@@ -1,0 +1,346 @@
+"""The native API of one request: submit, look, stream, result, cancel, retry, list. http.md section 1.
+
+Never here: other APIs' words.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from dispatch.errors import PenstockError
+from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, RequestRecord, encode, new_id
+from dispatch.states import OnDisconnect, RequestState, shown
+from gateway.admission import admit, terms_from
+from gateway.auth import Tenant, authenticated
+from gateway.bodies import parse_object, read_body
+from gateway.context import Gateway, gateway_of
+from gateway.fields import NativeFields, parse
+from gateway.problems import error_member
+from gateway.shapes import accepted_document, as_json, etag_of, is_ended, request_document, result_document, story_headers
+from gateway.sse import EventStream, StreamLimits, one_line
+from gateway.streaming import Over, Reader, expired, not_found
+from gateway.submitting import count_over, owned_record, read_log, read_to_end, submit, submit_read
+
+router = APIRouter(prefix="/v1/requests", dependencies=[Depends(authenticated)])
+
+MAX_WAIT_S = 300.0
+_PAGE, _LARGEST_PAGE, _SCANNED = 50, 200, 5_000
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?:$|[,;\s])")
+_EVENT_ID = re.compile(r"(0|[1-9][0-9]{0,15})-([0-9a-f]{16})")
+_RETRY_HINT_MS = 2000
+
+
+@router.post("")
+async def post(http_request: Request, tenant: Tenant) -> Response:
+    """Queue a request. 202 at once; with `Prefer: wait=N` 200 and the result, if it is ready in time."""
+    gateway = gateway_of(http_request)
+    gateway.refuse_if_draining()
+    raw = await read_body(http_request, gateway.settings.gateway.max_body_bytes)
+    body = parse_object(raw)
+    fields = parse(body, NativeFields)
+    if fields.stream:
+        raise PenstockError(
+            "unsupported", "stream: this route queues.", hint="Read the stream from `links.events`.", param="stream"
+        )
+    wait_s = _preferred_wait(http_request)
+    # A client that waits here has no id yet: when it leaves, nobody can ever read the answer.
+    default = OnDisconnect.CANCEL if wait_s else OnDisconnect.CONTINUE
+    terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, fields, default)
+    if not wait_s:
+        admitted = await admit(gateway, fields, body, terms)
+        return _accepted(admitted.new, await submit(gateway, admitted.new))
+    admitted = await admit(gateway, fields, body, dataclasses.replace(terms, reader=gateway.feed.gateway))
+    done, reader = await submit_read(gateway, admitted.new)
+    then_continue = False
+    try:
+        entries = await read_to_end(http_request.receive, reader, wait_s)
+        then_continue = reader.over is not Over.LEFT
+        headers = {"preference-applied": f"wait={int(wait_s)}", **_replayed(done)}
+        if entries and entries[-1].kind is EntryKind.END:
+            return await _result(gateway, await owned_record(gateway, done.id, tenant), entries, headers)
+        return _accepted(admitted.new, done, headers)
+    finally:
+        count_over(gateway, reader, reader.over)
+        gateway.feed.leave(reader, then_continue=then_continue)
+
+
+@router.get("")
+async def list_requests(http_request: Request, tenant: Tenant) -> Response:
+    """Requests, newest first: `?status=&model=&queue=&worker=&since=&limit=&cursor=`."""
+    gateway = gateway_of(http_request)
+    query = http_request.query_params
+    status, model, worker = query.get("status"), query.get("model") or query.get("queue"), query.get("worker")
+    if status is not None and status not in {shown(s)[0] for s in RequestState}:
+        words = ", ".join(dict.fromkeys(shown(s)[0].value for s in RequestState))
+        raise PenstockError(
+            "invalid_request", f"status: {status[:40]!r} is none of {words}.", hint=f"Use one of {words}.", param="status"
+        )
+    limit = _number(query.get("limit"), "limit", _PAGE, 1, _LARGEST_PAGE)
+    since_ms = _moment_ms(query.get("since"))
+    before_ms, before_id = _cursor(query.get("cursor"))
+    found: list[RequestRecord] = []
+    scanned, last, more = 0, None, False
+    pages: AsyncIterator[RequestRecord] = gateway.queue.list_requests(before_ms=None if before_ms is None else before_ms + 1)
+    async with aclosing(pages) as records:  # type: ignore[type-var]
+        async for record in records:
+            if record.created_at_ms == before_ms and record.id >= before_id:
+                continue
+            if since_ms is not None and record.created_at_ms < since_ms:
+                break
+            if len(found) == limit or scanned == _SCANNED:
+                more = True
+                break
+            scanned, last = scanned + 1, record
+            if (
+                record.tenant == tenant
+                and (status is None or shown(record.state)[0] == status)
+                and (model is None or record.model == model)
+                and (worker is None or record.worker == worker)
+            ):
+                found.append(record)
+    cursor = f"{last.created_at_ms}-{last.id}" if more and last is not None else None
+    return as_json({"object": "list", "data": [request_document(r, None) for r in found], "next_cursor": cursor})
+
+
+@router.get("/{request_id}")
+async def get(http_request: Request, request_id: str, tenant: Tenant) -> Response:
+    """One request. `?wait=N`: answers when it has ended, or after N seconds. With If-None-Match: 304 if nothing changed."""
+    gateway = gateway_of(http_request)
+    record = await owned_record(gateway, request_id, tenant)
+    wait_s = _number(http_request.query_params.get("wait"), "wait", 0, 0, int(MAX_WAIT_S))
+    if wait_s and not is_ended(record.state):
+        await _wait_for_end(gateway, http_request, record, wait_s)
+        record = await owned_record(gateway, request_id, tenant)
+    document = request_document(record, await gateway.queue.position(record))
+    etag = etag_of(document)
+    headers = {"etag": etag, "cache-control": "no-cache", **story_headers(record)}
+    if not is_ended(record.state):
+        headers["retry-after"] = "1"
+    seen = [tag.strip().removeprefix("W/") for tag in http_request.headers.get("if-none-match", "").split(",")]
+    if etag in seen or "*" in seen:
+        return Response(status_code=304, headers=headers)
+    return as_json(document, headers=headers)
+
+
+@router.get("/{request_id}/result")
+async def result(http_request: Request, request_id: str, tenant: Tenant) -> Response:
+    """The whole result; 202 with the request while it is unfinished; 410 when it is no longer kept."""
+    gateway = gateway_of(http_request)
+    record = await owned_record(gateway, request_id, tenant)
+    wait_s = _number(http_request.query_params.get("wait"), "wait", 0, 0, int(MAX_WAIT_S))
+    if wait_s and not is_ended(record.state):
+        await _wait_for_end(gateway, http_request, record, wait_s)
+        record = await owned_record(gateway, request_id, tenant)
+    if not is_ended(record.state):
+        return as_json(request_document(record, await gateway.queue.position(record)), 202, {"retry-after": "1"})
+    entries = await gateway.queue.output(request_id)
+    if not entries:
+        raise expired(request_id)
+    return await _result(gateway, record, entries, {})
+
+
+@router.get("/{request_id}/events")
+async def events(http_request: Request, request_id: str, tenant: Tenant) -> Response:
+    """The log as Server-Sent Events, from the start or after an event id, from any gateway."""
+    gateway = gateway_of(http_request)
+    record = await owned_record(gateway, request_id, tenant)
+    after = http_request.query_params.get("after") or http_request.headers.get("last-event-id")
+    seq, chain = _resume_from(after, request_id)
+    reader = gateway.feed.subscribe(request_id, after_seq=seq, after_chain=chain)
+    try:
+        await reader.attach()
+        if reader.ended and not reader.waiting:
+            # The client has the end already; 204 tells an EventSource to stop reconnecting.
+            gateway.feed.leave(reader)
+            return Response(status_code=204)
+        document = request_document(record, await gateway.queue.position(record))
+    except BaseException:
+        gateway.feed.leave(reader)
+        raise
+    opening_id = f"{seq}-{chain}" if seq else f"0-{_first_chain(request_id)}"
+    return _stream(gateway, reader, NativeFrames(document, opening_id), {"x-penstock-request": request_id})
+
+
+@router.delete("/{request_id}")
+async def delete(http_request: Request, request_id: str, tenant: Tenant) -> Response:
+    """Cancel, at once and for good. What has ended stays as it ended."""
+    gateway = gateway_of(http_request)
+    await owned_record(gateway, request_id, tenant)
+    if await gateway.queue.cancel(request_id) is None:
+        raise not_found(request_id)
+    return as_json(request_document(await owned_record(gateway, request_id, tenant), None))
+
+
+@router.post("/{request_id}/cancel")
+async def cancel(http_request: Request, request_id: str, tenant: Tenant) -> Response:
+    """The same as DELETE, for clients that cannot."""
+    return await delete(http_request, request_id, tenant)
+
+
+@router.post("/{request_id}/retry")
+async def retry(http_request: Request, request_id: str, tenant: Tenant) -> Response:
+    """A new request from the kept input of one that did not complete."""
+    gateway = gateway_of(http_request)
+    gateway.refuse_if_draining()
+    record = await owned_record(gateway, request_id, tenant)
+    if not is_ended(record.state):
+        raise PenstockError(
+            "conflict", f"Request {request_id} is {shown(record.state)[0]}: it may still complete.", hint="Cancel it first."
+        )
+    kept = await gateway.queue.input(request_id)
+    if kept is None:
+        raise PenstockError(
+            "expired", f"The input of {request_id} is no longer kept (a completed request's goes at once).", hint="Send it anew."
+        )
+    again = dataclasses.replace(kept, id=new_id(gateway.queue.shard))
+    new = NewRequest(
+        id=again.id,
+        model=record.model,
+        input=encode(again),
+        kind=record.kind,
+        cost_tokens=record.cost_tokens,
+        deadline_ms=record.deadline_at_ms - record.created_at_ms,
+        priority=record.priority,
+        tenant=tenant,
+        max_attempts=record.max_attempts,
+        retry_of=request_id,
+    )
+    done = await submit(gateway, new)
+    return _accepted(new, done)
+
+
+class NativeFrames:
+    """The native API's events: status, chunk, rewind, end; ids to resume by."""
+
+    def __init__(self, document: dict[str, Any], opening_id: str) -> None:
+        self._document = document
+        self._opening_id = opening_id
+
+    def opening(self) -> bytes:
+        """A comment, how long to wait before a reconnect, and what the request is."""
+        data = msgspec.json.encode(self._document)
+        return b": penstock\nretry: %d\n\nid: %s\nevent: status\ndata: %s\n\n" % (_RETRY_HINT_MS, self._opening_id.encode(), data)
+
+    def entry(self, entry: LogEntry) -> bytes:
+        """A chunk or the end, its data as stored."""
+        name = b"end" if entry.kind is EntryKind.END else b"chunk"
+        return b"id: %d-%s\nevent: %s\ndata: %s\n\n" % (entry.seq, entry.chain.encode(), name, one_line(entry.data))
+
+    def rewind(self) -> bytes:
+        """What came before is void; all of it follows again."""
+        return b"event: rewind\ndata: {}\n\n"
+
+    def failure(self, error: PenstockError) -> bytes:
+        """The stream cannot go on here."""
+        return b"event: error\ndata: %s\n\n" % msgspec.json.encode({"error": error_member(error)})
+
+
+def _stream(gateway: Gateway, reader: Reader, frames: NativeFrames, headers: dict[str, str]) -> EventStream:
+    gateway.metrics.streams_open.inc()
+
+    def over(why: Over | None) -> None:
+        gateway.metrics.streams_open.dec()
+        count_over(gateway, reader, why)
+        gateway.feed.leave(reader)
+
+    limits = StreamLimits(gateway.settings.gateway.ping_s, gateway.settings.gateway.write_timeout_s)
+    return EventStream(reader, frames, limits, over, headers)
+
+
+async def _wait_for_end(gateway: Gateway, http_request: Request, record: RequestRecord, wait_s: float) -> None:
+    reader = gateway.feed.subscribe(record.id, after_seq=record.seq, after_chain=record.chain if record.seq else "")
+    try:
+        await read_to_end(http_request.receive, reader, wait_s)
+    finally:
+        gateway.feed.leave(reader)
+
+
+async def _result(gateway: Gateway, record: RequestRecord, entries: list[LogEntry], headers: dict[str, str]) -> Response:
+    return as_json(result_document(record, read_log(entries)), headers={**story_headers(record), **headers})
+
+
+def _accepted(new: NewRequest, done: Enqueued, headers: dict[str, str] | None = None) -> Response:
+    sent = {
+        "location": f"/v1/requests/{done.id}",
+        "retry-after": "1",
+        "x-penstock-request": done.id,
+        "x-penstock-queue-position": str(done.position),
+        **_replayed(done),
+        **(headers or {}),
+    }
+    return as_json(accepted_document(done.id, new.model, done.state, done.position, new.retry_of), 202, sent)
+
+
+def _replayed(done: Enqueued) -> dict[str, str]:
+    return {"idempotency-replayed": "true"} if done.status is EnqueueStatus.REPLAY else {}
+
+
+def _preferred_wait(http_request: Request) -> float:
+    match = _WAIT.search(http_request.headers.get("prefer", ""))
+    return min(float(match.group(1)), MAX_WAIT_S) if match else 0.0
+
+
+def _first_chain(request_id: str) -> str:
+    return hashlib.sha1(request_id.encode(), usedforsecurity=False).hexdigest()[:16]
+
+
+def _resume_from(event_id: str | None, request_id: str) -> tuple[int, str]:
+    """The seq and chain after which to go on. Never a silent replay: what is not an id of this request is refused."""
+    if not event_id:
+        return 0, ""
+    match = _EVENT_ID.fullmatch(event_id)
+    if match is None or (match.group(1) == "0" and match.group(2) != _first_chain(request_id)):
+        raise PenstockError(
+            "invalid_event_id",
+            f"{event_id[:60]!r} is no event id of this request.",
+            hint="Send the last `id:` you received, or none to read from the start.",
+            param="after",
+        )
+    seq = int(match.group(1))
+    return seq, match.group(2) if seq else ""
+
+
+def _number(text: str | None, name: str, default: int, low: int, high: int) -> int:
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+        raise PenstockError(
+            "invalid_request", f"{name}: {text[:40]!r} is not {low} to {high}.", hint=f"Send {low} to {high}.", param=name
+        )
+    return int(text)
+
+
+def _moment_ms(text: str | None) -> int | None:
+    """Unix seconds, or RFC 3339."""
+    if text is None:
+        return None
+    try:
+        if re.fullmatch(r"[0-9]{1,11}(\.[0-9]{1,6})?", text):
+            return int(float(text) * 1000)
+        return int(datetime.fromisoformat(text.replace(" ", "+")).timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
+        raise PenstockError(
+            "invalid_request",
+            f"since: {text[:40]!r} is no moment.",
+            hint="Send unix seconds or 2026-01-31T12:00:00Z.",
+            param="since",
+        ) from error
+
+
+def _cursor(text: str | None) -> tuple[int | None, str]:
+    if not text:
+        return None, ""
+    match = re.fullmatch(r"([0-9]{1,15})-(s[0-9]{1,3}\.[0-9a-f]{32})", text)
+    if match is None:
+        raise PenstockError(
+            "invalid_request", "cursor: not one of ours.", hint="Send the `next_cursor` of the page before.", param="cursor"
+        )
+    return int(match.group(1)), match.group(2)

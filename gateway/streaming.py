@@ -1,0 +1,340 @@
+"""Output on its way to clients: one blocking read a process, handed to a bounded buffer per reader.
+
+The feed brings what is appended while this gateway is registered as a reader; `attach` returns the log so far and
+registers in one step. A reader checks that seqs are dense: after a gap, a cut feed or a reconnect it attaches again after
+the last seq it has, and drops what it has seen. So nothing is lost, doubled or polled for.
+Never here: frames of an API (routes), HTTP (sse.py).
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dispatch.errors import PenstockError
+from dispatch.faults import STORE_FAULT, is_unreachable
+from dispatch.messages import AttachStatus, EntryKind, LogEntry
+from dispatch.queue import Queue
+from dispatch.redis_client import BLOCK_MS
+
+log = logging.getLogger("penstock.gateway")
+
+_KEEP_EVERY_S = 5.0  # a sixth of the reader lease: several may fail before it lapses
+_TRIM_EVERY_S = 1.0
+_ATTACH_AT_ONCE = 16  # after a reconnect all readers attach anew; the pool must stay free for the others
+_RETRY_S = 0.25
+
+
+class Over(Enum):
+    """Why a reader is over before its log."""
+
+    LEFT = "left"  # the client disconnected
+    CUT = "cut"  # the client did not read: its buffer was full
+    CLOSING = "closing"  # this gateway shuts down
+
+
+class Reader:
+    """One client's way through one request's log.
+
+    `seq` and `chain` are of the last entry handed out or waiting in the buffer. `ended` is set once the end stands there.
+    """
+
+    def __init__(self, feed: "Feed", request: str, seq: int, chain: str, *, attached: bool) -> None:
+        self.request = request
+        self.seq = seq
+        self.chain = chain
+        self.ended = False
+        self.over: Over | None = None
+        self._feed = feed
+        self._items: list[LogEntry | None] = []
+        self._unread_bytes = 0
+        self._stale = not attached
+        self._attaching = False
+        self._early: list[LogEntry] = []  # offered while an attach is under way
+        self._wake = asyncio.Event()
+        self._abort = asyncio.Event()
+
+    async def next(self, silence_s: float) -> list[LogEntry | None]:
+        """All entries since the last call, in order; [] after that much silence, or when the reader is over.
+
+        A None among them means: forget everything before, the log starts anew (Redis went back in time).
+        """
+        deadline = time.monotonic() + silence_s
+        while not self._items and self.over is None:
+            if self._stale and not self.ended and not await self._reattach(deadline):
+                return []
+            if self._items or self.over is not None or self.ended:
+                break
+            self._wake.clear()
+            left = deadline - time.monotonic()
+            try:
+                async with asyncio.timeout(max(left, 0.0)):
+                    await self._wake.wait()
+            except TimeoutError:
+                return []
+        items, self._items, self._unread_bytes = self._items, [], 0
+        return items
+
+    def finish(self, why: Over) -> None:
+        """The reader is over, wherever it waits."""
+        if self.over is None:
+            self.over = why
+            self._wake.set()
+            if why is Over.CUT:
+                self._abort.set()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether entries wait to be read."""
+        return bool(self._items)
+
+    async def until_cut(self) -> None:
+        """Return when the reader was cut."""
+        await self._abort.wait()
+
+    def offer(self, entry: LogEntry) -> None:
+        """An entry of the feed. Called by the feed, never waits."""
+        if self._attaching:
+            self._early.append(entry)
+            return
+        if self._stale or self.ended or self.over is not None:
+            return
+        if entry.seq <= self.seq:
+            if entry.seq == self.seq and entry.chain != self.chain:
+                self.doubt()
+            return
+        if entry.seq != self.seq + 1:
+            self.doubt()
+            return
+        self._unread_bytes += len(entry.data)
+        if self._unread_bytes > self._feed.buffer_bytes and self._items:
+            self.finish(Over.CUT)
+            return
+        self._take(entry)
+        self._wake.set()
+
+    def doubt(self) -> None:
+        """Something may have been missed: attach again before anything else."""
+        self._stale = True
+        self._wake.set()
+
+    def _take(self, entry: LogEntry) -> None:
+        self.seq, self.chain = entry.seq, entry.chain
+        self.ended = entry.kind is EntryKind.END
+        self._items.append(entry)
+
+    async def _reattach(self, deadline: float) -> bool:
+        while self.over is None:
+            try:
+                # Shielded: a client that leaves must not break a connection in the middle of a reply.
+                await asyncio.shield(self.attach())
+                return True
+            except STORE_FAULT as error:
+                if not is_unreachable(error):
+                    raise
+            if time.monotonic() + _RETRY_S > deadline:
+                return False
+            await asyncio.sleep(_RETRY_S)
+        return True
+
+    async def attach(self) -> None:
+        """Register with Redis and take the log after the last seq. Raises request_not_found or stream_expired."""
+        async with self._feed.attaching(self.request):
+            self._stale, self._attaching, self._early = False, True, []
+            try:
+                found = await self._feed.queue.attach(
+                    self.request, self._feed.gateway, after_seq=self.seq, after_chain=self.chain
+                )
+            except BaseException:
+                self._stale = True
+                raise
+            finally:
+                self._attaching = False
+        if found.status is AttachStatus.MISSING:
+            raise not_found(self.request)
+        if found.status is AttachStatus.GONE:
+            raise expired(self.request)
+        if found.status is AttachStatus.REWIND:
+            self._items.append(None)
+            self.seq, self.chain, self.ended = 0, "", False
+        for entry in found.entries:
+            if entry.seq == self.seq + 1:
+                self._take(entry)
+        # What the feed brought meanwhile comes after that, or is a double of it.
+        early, self._early = self._early, []
+        for entry in early:
+            self.offer(entry)
+        if not found.live and not self._stale:
+            self.ended = True  # also where the client has the end already
+        if self._items:
+            self._wake.set()
+
+
+@dataclass(slots=True)
+class _Readers:
+    """The readers of one request in this process."""
+
+    here: set[Reader] = field(default_factory=set)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Feed:
+    """This gateway's one feed and all its readers. `gateway` is new for every process."""
+
+    def __init__(self, queue: Queue, reading: Queue, *, buffer_bytes: int) -> None:
+        self.queue = queue
+        self.gateway = f"g-{secrets.token_hex(4)}"
+        self.buffer_bytes = buffer_bytes
+        self.closing = False
+        self._reading = reading  # the same laws on a connection of its own: it blocks
+        self._requests: dict[str, _Readers] = {}
+        self._attaching = asyncio.Semaphore(_ATTACH_AT_ONCE)
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._through = ""
+        self._trimmed = ""
+
+    def subscribe(self, request: str, *, after_seq: int = 0, after_chain: str = "", attached: bool = False) -> Reader:
+        """A new reader, known to the feed from now on. `attached`: the enqueue registers this gateway itself."""
+        reader = Reader(self, request, after_seq, after_chain, attached=attached)
+        self._requests.setdefault(request, _Readers()).here.add(reader)
+        if self.closing:
+            reader.finish(Over.CLOSING)
+        return reader
+
+    def leave(self, reader: Reader, *, then_continue: bool = False) -> None:
+        """The reader is done. The last one of a request that has not ended tells Redis so, in the background.
+
+        Not on a gateway that shuts down: its requests go on until their reader lease is over, for clients that resume.
+        """
+        readers = self._requests.get(reader.request)
+        if readers is None or reader not in readers.here:
+            return
+        readers.here.discard(reader)
+        if readers.here:
+            return
+        if reader.ended or self.closing or reader.over is Over.CLOSING:
+            self._forget(reader.request)
+            return
+        task = asyncio.create_task(self._detach(reader.request, then_continue))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def forget(self, reader: Reader) -> None:
+        """Drop a reader of a request that Redis never stored."""
+        readers = self._requests.get(reader.request)
+        if readers is not None:
+            readers.here.discard(reader)
+            self._forget(reader.request)
+
+    @asynccontextmanager
+    async def attaching(self, request: str) -> AsyncIterator[None]:
+        """One attach or detach of a request at a time, so that the last word in Redis is the last one here."""
+        try:
+            async with self._requests.setdefault(request, _Readers()).lock, self._attaching:
+                yield
+        finally:
+            self._forget(request)
+
+    @property
+    def open_readers(self) -> int:
+        """How many readers there are."""
+        return sum(len(readers.here) for readers in self._requests.values())
+
+    async def run(self) -> None:
+        """Read the feed for ever."""
+        position = "0"
+        troubled = False
+        trim_at = time.monotonic() + _TRIM_EVERY_S
+        while True:
+            try:
+                position, entries = await self._reading.read_feed(self.gateway, position, block_ms=BLOCK_MS)
+                if troubled:
+                    troubled = False
+                    log.info("Read the feed again", extra={"gateway": self.gateway})
+                    self._doubt_all()
+                for entry in entries:
+                    if entry is None:
+                        self._doubt_all()
+                        continue
+                    readers = self._requests.get(entry.request)
+                    if readers is not None:
+                        for reader in readers.here:
+                            reader.offer(entry)
+                self._through = position
+                if time.monotonic() >= trim_at and self._through != self._trimmed:
+                    await self._reading.trim_feed(self.gateway, self._through)
+                    self._trimmed = self._through
+                    trim_at = time.monotonic() + _TRIM_EVERY_S
+                if entries:
+                    await asyncio.sleep(0)  # readers first: a busy feed never blocks
+            except STORE_FAULT as error:
+                if not troubled:
+                    log.warning("Cannot read the feed", extra={"gateway": self.gateway, "error": type(error).__name__})
+                troubled = True
+                await asyncio.sleep(_RETRY_S)
+
+    async def keep(self) -> None:
+        """Renew the reader leases for ever."""
+        while True:
+            try:
+                await self.queue.keep_reading(self.gateway)
+            except STORE_FAULT as error:
+                log.warning("Cannot renew the reader leases", extra={"gateway": self.gateway, "error": type(error).__name__})
+            await asyncio.sleep(_KEEP_EVERY_S)
+
+    def close_all(self) -> None:
+        """This gateway shuts down: every reader is over, no request is cancelled for it."""
+        self.closing = True
+        for readers in self._requests.values():
+            for reader in readers.here:
+                reader.finish(Over.CLOSING)
+
+    async def settle(self) -> None:
+        """Wait for the detaches under way."""
+        while self._leaving:
+            await asyncio.wait(set(self._leaving), timeout=2.0)
+
+    def _doubt_all(self) -> None:
+        for readers in self._requests.values():
+            for reader in readers.here:
+                reader.doubt()
+
+    async def _detach(self, request: str, then_continue: bool) -> None:
+        for _ in range(4):
+            try:
+                async with self.attaching(request):
+                    readers = self._requests.get(request)
+                    if readers is None or not readers.here:  # nobody came meanwhile
+                        await self.queue.detach(request, self.gateway, then_continue=then_continue)
+                break
+            except STORE_FAULT as error:
+                log.warning("Cannot detach", extra={"request": request, "error": type(error).__name__})
+                await asyncio.sleep(_RETRY_S)
+        self._forget(request)
+
+    def _forget(self, request: str) -> None:
+        readers = self._requests.get(request)
+        if readers is not None and not readers.here and not readers.lock.locked():
+            del self._requests[request]
+
+
+def not_found(request: str) -> PenstockError:
+    """The error for an id that is unknown here, or another tenant's."""
+    return PenstockError(
+        "request_not_found",
+        f"There is no request {request[:60]!r}.",
+        hint="Ids come from POST /v1/requests and the X-Penstock-Request header; GET /v1/requests lists them.",
+    )
+
+
+def expired(request: str) -> PenstockError:
+    """The error for a request whose output is no longer kept."""
+    return PenstockError(
+        "stream_expired",
+        f"Request {request} has ended, and its output is no longer kept.",
+        hint="Send it anew; the operator sets how long outputs are kept (PENSTOCK_QUEUE__RETENTION_S).",
+    )

@@ -1,0 +1,166 @@
+"""From an admitted request to its outcome: into the line, and waiting for the end. Shared by the APIs.
+
+Never here: what a client sends or sees (routes), frames (sse.py).
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.types import Receive
+
+from dispatch.errors import PenstockError
+from dispatch.faults import STORE_FAULT, is_unreachable
+from dispatch.keys import shard_of
+from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, RequestRecord
+from dispatch.states import RequestState
+from gateway.context import Gateway
+from gateway.sse import watched
+from gateway.streaming import Over, Reader, expired, not_found
+
+_TRIES = 3
+_RETRY_S = 0.1
+_FULL_RETRY_S = 5
+
+
+class End(msgspec.Struct, kw_only=True):
+    """The data of a log's last entry."""
+
+    state: str
+    attempts: int = 0
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+class _ChunkData(msgspec.Struct):
+    text: str | None = None
+    output: Any = msgspec.UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A whole log, read. `end` None: it goes on."""
+
+    text: str
+    outputs: list[Any]
+    end: End | None
+
+
+_chunks = msgspec.json.Decoder(_ChunkData)
+_ends = msgspec.json.Decoder(End)
+
+
+def read_end(entry: LogEntry) -> End:
+    """The end's data."""
+    return _ends.decode(entry.data)
+
+
+def read_log(entries: Iterable[LogEntry]) -> Outcome:
+    """The text or outputs of a log, and its end."""
+    texts, outputs, end = [], [], None
+    for entry in entries:
+        if entry.kind is EntryKind.END:
+            end = read_end(entry)
+            continue
+        chunk = _chunks.decode(entry.data)
+        if chunk.text:
+            texts.append(chunk.text)
+        if chunk.output is not msgspec.UNSET and chunk.output is not None:
+            outputs.append(chunk.output)
+    return Outcome("".join(texts), outputs, end)
+
+
+async def submit(gateway: Gateway, new: NewRequest) -> Enqueued:
+    """Into the line. Repeats after a lost reply (the same id changes nothing). Raises queue_full or idempotency_mismatch."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            done = await gateway.queue.enqueue(new)
+            break
+        except STORE_FAULT as error:
+            if not tries_left or not is_unreachable(error):
+                raise
+            await asyncio.sleep(_RETRY_S)
+    if done.status is EnqueueStatus.FULL:
+        limit = gateway.queue.rules.max_backlog
+        raise PenstockError(
+            "queue_full",
+            f"{done.backlog} requests wait for {new.model!r}; no more than {limit} may.",
+            hint="Try again after Retry-After seconds, or start more workers.",
+            param="model",
+            retry_after_s=_FULL_RETRY_S,
+            extra={"backlog": done.backlog, "max_backlog": limit},
+        )
+    if done.status is EnqueueStatus.MISMATCH:
+        raise PenstockError(
+            "idempotency_mismatch",
+            "This Idempotency-Key came before with another body.",
+            hint="Use a new key for a new request.",
+            param="idempotency-key",
+        )
+    return done
+
+
+async def submit_read(gateway: Gateway, new: NewRequest) -> tuple[Enqueued, Reader]:
+    """Into the line with a reader that misses nothing: known here before, registered in Redis by the enqueue itself."""
+    reader = gateway.feed.subscribe(new.id, attached=True)
+    try:
+        done = await submit(gateway, new)
+    except PenstockError:
+        gateway.feed.forget(reader)
+        raise
+    except BaseException:  # it may have been stored
+        gateway.feed.leave(reader)
+        raise
+    if done.status is not EnqueueStatus.REPLAY:
+        return done, reader
+    gateway.feed.forget(reader)
+    reader = gateway.feed.subscribe(done.id)
+    try:
+        await reader.attach()
+    except BaseException:
+        gateway.feed.leave(reader)
+        raise
+    return done, reader
+
+
+async def read_to_end(receive: Receive, reader: Reader, timeout_s: float) -> list[LogEntry]:
+    """The log until its end, the client's leaving or the timeout: see the last entry and `reader.over`."""
+    deadline = time.monotonic() + timeout_s
+    entries: list[LogEntry] = []
+    async with watched(receive, reader):
+        while reader.over is None:
+            left = deadline - time.monotonic()
+            for item in await reader.next(max(left, 0.0)):
+                if item is None:
+                    entries.clear()
+                else:
+                    entries.append(item)
+            if (entries and entries[-1].kind is EntryKind.END) or left <= 0:
+                break
+    return entries
+
+
+async def owned_record(gateway: Gateway, request: str, tenant: str) -> RequestRecord:
+    """A request's record. Another tenant's is as unknown as one that never was."""
+    if shard_of(request) is None:
+        raise not_found(request)
+    record = await gateway.queue.record(request)
+    if record is None:
+        if await gateway.queue.tombstone(request) is not None:
+            raise expired(request)
+        raise not_found(request)
+    if record.tenant != tenant:
+        raise not_found(request)
+    return record
+
+
+def count_over(gateway: Gateway, reader: Reader, over: Over | None) -> None:
+    """Count why a reader was over before its log."""
+    if over is Over.LEFT and not reader.ended:
+        gateway.metrics.disconnects.labels(RequestState.RUNNING if reader.seq else RequestState.QUEUED).inc()
+    elif over is Over.CUT:
+        gateway.metrics.readers_cut.inc()
