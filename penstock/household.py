@@ -44,7 +44,9 @@ class Household:
 
     def __init__(self, wanted: Wanted, folder: Path, lock: int, logs: Path) -> None:
         self._wanted = wanted
-        self._settings = wanted.settings
+        # Children's logs are files that people read: the format for eyes, unless JSON was asked for.
+        log_format = "console" if wanted.settings.log.format == "auto" else wanted.settings.log.format
+        self._settings = _with(wanted.settings, "log", format=log_format)
         self._folder = folder
         self._lock = lock
         self._processes = LocalProcesses(logs)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+_FOR_PROGRAMS = ("object", "links")
+
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], object]]
 
@@ -28,8 +30,9 @@ def show(kind: str, rows: Sequence[Row], columns: Sequence[Column], *, empty: st
 def show_one(kind: str, document: Row) -> None:
     """One object: its fields a line each, or JSON."""
     if kind == "table":
-        width = max((len(name) for name in document), default=0)
-        for name, value in document.items():
+        shown = {name: value for name, value in document.items() if name not in _FOR_PROGRAMS}
+        width = max((len(name) for name in shown), default=0)
+        for name, value in shown.items():
             print(f"{name:<{width}}  {_cell(value)}")
     else:
         print(json.dumps(document, ensure_ascii=False, indent=2 if kind == "json" else None))

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from dispatch.settings import Settings
 
 _LOCAL_REDIS = "redis://127.0.0.1:6379/0"
+_REDIS_PATIENCE_S = 3.0
+"""Roles and Redis often start at the same moment; a wrong URL should still be told of soon."""
 
 
 def add_up(group: Any) -> None:
@@ -123,6 +125,11 @@ def _role_settings(args: argparse.Namespace, service: str) -> "Settings":
     if not settings.redis.url:
         settings = load_settings({**settings_flags(args), "redis.url": _LOCAL_REDIS})
     configure(settings, service)
+    import asyncio
+
+    from dispatch.checks import wait_until_ready
+
+    asyncio.run(wait_until_ready(settings.redis.url or _LOCAL_REDIS, _REDIS_PATIENCE_S))
     return settings
 
 
