@@ -20,7 +20,7 @@ from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.settings import WorkerSettings
 from worker.engines.base import Chunk, Cost, EngineDead, EngineError, EngineInfo
 from worker.engines.transcript import Transcript
-from worker.engines.transformers_loading import LoadedModel, available_ram_bytes, load, pick_device
+from worker.engines.transformers_loading import LoadedModel, available_ram_bytes, load, locate, pick_device
 
 PAGE_TOKENS = 16  # the page that dispatch.pricing rounds costs up to
 _FLASH_PAGE_TOKENS = 256  # what flash attention's block tables ask for
@@ -50,6 +50,13 @@ class _Open:
         self.more.set()
 
 
+class _Nowhere(queue.Queue[Any]):
+    """Where a step under way says what it still has for a request that was closed."""
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Keep nothing."""
+
+
 class TransformersEngine:
     """See the module's docstring."""
 
@@ -63,6 +70,7 @@ class TransformersEngine:
         self._limit_tokens = 0
 
     async def start(self) -> EngineInfo:
+        locate(self._settings.model)  # a missing folder is known before seconds of imports
         loaded, slots, device = await asyncio.to_thread(self._load)
         self._loaded = loaded
         self._eos = frozenset(loaded.files.eos_token_ids)
@@ -98,7 +106,8 @@ class TransformersEngine:
         sampling = request.sampling
         prompt = self._prompt(request)
         self._check_fits(len(prompt), sampling.max_tokens)
-        transcript = Transcript(self._decode, max_tokens=sampling.max_tokens, stop=sampling.stop, eos=self._eos)
+        eos = frozenset[int]() if request.body.get("ignore_eos") else self._eos
+        transcript = Transcript(self._decode, max_tokens=sampling.max_tokens, stop=sampling.stop, eos=eos)
         for token in done:
             transcript.feed(token)
         transcript.take()  # was shown by the attempt that sent `done`
@@ -110,7 +119,7 @@ class TransformersEngine:
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         chosen = transformers_sampling.arguments(sampling, seed)
         name = f"{request.id}/{next(self._names)}"
-        call = self._submit(name, [*prompt, *done], sampling.max_tokens - len(done), chosen, sorted(self._eos))
+        call = self._submit(name, [*prompt, *done], sampling.max_tokens - len(done), chosen, sorted(eos))
         seen, unsent = 0, list[int]()
         try:
             while True:
@@ -167,6 +176,7 @@ class TransformersEngine:
 
         library_log = logging.getLogger("ContinuousBatchingLogger")
         library_log.setLevel(logging.CRITICAL)  # it calls a missing optional package an error
+        logging.getLogger("transformers").setLevel(logging.ERROR)
         device = pick_device(self._settings.device)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
         loaded = load(self._settings, device, self._tell)
@@ -191,6 +201,7 @@ class TransformersEngine:
         generation = GenerationConfig(do_sample=False, eos_token_id=list(loaded.files.eos_token_ids) or -1)
         manager = loaded.model.init_continuous_batching(generation, config)
         transformers_sampling.install(manager)
+        manager.output_router.output_queue = _Nowhere()
         try:
             manager.warmup()
         except (RuntimeError, MemoryError, ValueError) as error:
@@ -264,12 +275,6 @@ class TransformersEngine:
         router = self._manager.output_router
         with router._lock:
             router.result_handlers.pop(name, None)
-        # What a step under way still says of a request without a handler lands here; nobody else reads it.
-        while True:
-            try:
-                router.output_queue.get_nowait()
-            except queue.Empty:
-                return
 
     def _failure(self, call: _Open) -> EngineError | EngineDead:
         if self._manager is None:

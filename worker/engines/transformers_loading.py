@@ -87,7 +87,8 @@ def load(settings: WorkerSettings, device: Any, tell: Callable[[str], None]) -> 
                 tell(f"moving the weights to {device}")
                 model = model.to(device)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _bad_model(f"The model {settings.model!r} cannot be loaded: {_first_line(error)}") from error
+        what = "cannot be loaded" if Path(place).is_dir() else "is no folder here, and as a hub id it cannot be loaded"
+        raise _bad_model(f"The model {settings.model!r} {what}: {_first_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise _bad_model(f"The model {settings.model!r} has no tokenizer.json.")
     text = model.config.get_text_config()

@@ -1,0 +1,242 @@
+"""An engine in a child process: it streams, cancels, fails and dies as an engine should, and takes nobody with it."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from dispatch.errors import PenstockError
+from dispatch.messages import FinishReason, InferenceRequest, InputKind, Sampling
+from dispatch.settings import WorkerSettings
+from tests.worker.conftest import until
+from worker.engines.base import EngineDead, EngineError, EngineInfo
+from worker.engines.frames import settings_document
+from worker.engines.process import ProcessEngine
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def started() -> AsyncIterator[tuple[ProcessEngine, EngineInfo, list[str]]]:
+    """The real one: the demo model on transformers, in its process; with what `progress` said meanwhile."""
+    engine, said = ProcessEngine("transformers", WorkerSettings(device="cpu")), []
+
+    async def listen() -> None:
+        while True:
+            if said[-1:] != [engine.progress]:
+                said.append(engine.progress)
+            await asyncio.sleep(0.02)
+
+    listener = asyncio.create_task(listen())
+    info = await engine.start()
+    listener.cancel()
+    yield engine, info, said
+    await engine.close()
+
+
+@pytest.fixture
+def engine(started: tuple[ProcessEngine, EngineInfo, list[str]]) -> ProcessEngine:
+    return started[0]
+
+
+def sim() -> ProcessEngine:
+    """A slow engine that starts quickly: for deaths."""
+    return ProcessEngine("sim", WorkerSettings(engine="sim", model="sim", sim_gpu="A10"))
+
+
+def ask(text: str = "Hello!", max_tokens: int = 200, **sampling: object) -> InferenceRequest:
+    return InferenceRequest(
+        id="r",
+        model="demo",
+        kind=InputKind.CHAT,
+        messages=({"role": "user", "content": text},),
+        sampling=Sampling(max_tokens=max_tokens, **{"temperature": 0.0, **sampling}),
+    )
+
+
+def is_there(pid: int) -> bool:
+    """Whether it still runs; one that only waits to be buried does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+async def test_it_loads_in_its_own_process_and_says_how_far_it_is(started: tuple[ProcessEngine, EngineInfo, list[str]]) -> None:
+    engine, info, said = started
+    assert engine.pid not in (None, os.getpid())
+    assert info.card.name == "demo"
+    assert info.tokenizer is not None
+    assert "<|assistant|>" in info.tokenizer.chat_template
+    assert "reading the weights" in said
+    assert engine.progress == ""
+
+
+async def test_answers_stream_through(engine: ProcessEngine) -> None:
+    async def one() -> tuple[str, int, FinishReason | None]:
+        chunks = [chunk async for chunk in engine.generate(ask("Tell me about bread."), ())]
+        assert len(chunks) > 1
+        assert sum(len(chunk.tokens) for chunk in chunks) == chunks[-1].completion_tokens
+        return "".join(chunk.text for chunk in chunks), chunks[-1].completion_tokens, chunks[-1].finish_reason
+
+    answers = await asyncio.gather(*(one() for _ in range(8)))
+    assert len(set(answers)) == 1
+    text, tokens, reason = answers[0]
+    assert "bread" in text.lower()
+    assert (tokens > 20, reason) == (True, FinishReason.STOP)
+
+
+async def test_a_later_attempt_goes_on_in_the_child(engine: ProcessEngine) -> None:
+    chunks = [chunk async for chunk in engine.generate(ask("Tell me about tea."), ())]
+    done = [token for chunk in chunks[:5] for token in chunk.tokens]
+    rest = "".join([chunk.text async for chunk in engine.generate(ask("Tell me about tea."), done)])
+    assert "".join(chunk.text for chunk in chunks[:5]) + rest == "".join(chunk.text for chunk in chunks)
+
+
+async def test_errors_keep_their_type(engine: ProcessEngine) -> None:
+    with pytest.raises(EngineError) as refused:
+        async for _ in engine.generate(ask(max_tokens=5000), ()):
+            pass
+    assert (refused.value.code, refused.value.retryable) == ("context_length_exceeded", False)
+    await engine.probe()  # and it lives on
+
+
+async def test_closing_the_iterator_stops_the_work_in_the_child(engine: ProcessEngine) -> None:
+    long = ask(max_tokens=1900, temperature=50.0, seed=1)
+    steps = engine.steps()
+    stream = engine.generate(long, ())
+    for _ in range(3):
+        await anext(stream)
+    await stream.aclose()
+    seen: list[int] = []
+
+    async def at_rest() -> bool:
+        seen.append(engine.steps())
+        await asyncio.sleep(0.1)
+        return len(seen) > 6 and len(set(seen[-6:])) == 1
+
+    await until(at_rest, timeout_s=10)
+    assert engine.steps() - steps < 1000  # the whole answer would have taken 1,900
+
+
+async def test_steps_grow_while_it_works(engine: ProcessEngine) -> None:
+    before = engine.steps()
+    async for _ in engine.generate(ask("Tell me about rain."), ()):
+        pass
+
+    async def grown() -> bool:
+        return engine.steps() > before
+
+    await until(grown, timeout_s=5)
+
+
+async def test_the_parent_is_not_held_up_by_the_child(engine: ProcessEngine) -> None:
+    async def work() -> None:
+        async for _ in engine.generate(ask("Tell me about snow."), ()):
+            pass
+
+    working = asyncio.gather(*(work() for _ in range(16)))
+    loop, worst = asyncio.get_running_loop(), 0.0
+    while not working.done():
+        before = loop.time()
+        await asyncio.sleep(0.005)
+        worst = max(worst, loop.time() - before)
+    await working
+    assert worst < 0.5
+
+
+async def test_a_killed_child_ends_everything_open_with_the_evidence() -> None:
+    engine = sim()
+    await engine.start()
+    streams = [engine.generate(ask(max_tokens=2000), ()) for _ in range(3)]
+    for stream in streams:
+        await anext(stream)
+    os.kill(engine.pid or 0, signal.SIGKILL)
+    for stream in streams:
+        with pytest.raises(EngineDead, match="SIGKILL"):
+            async for _ in stream:
+                pass
+    with pytest.raises(EngineDead, match="SIGKILL"):
+        await engine.probe()
+    with pytest.raises(EngineDead, match="SIGKILL"):
+        await anext(engine.generate(ask(), ()))
+    await engine.close()
+
+
+async def test_a_probe_under_way_fails_when_the_child_dies() -> None:
+    engine = sim()
+    await engine.start()
+    os.kill(engine.pid or 0, signal.SIGSTOP)
+    probe = asyncio.create_task(engine.probe())
+    await asyncio.sleep(0)
+    os.kill(engine.pid or 0, signal.SIGKILL)
+    with pytest.raises(EngineDead, match="SIGKILL"):
+        await probe
+    await engine.close()
+
+
+async def test_closing_ends_the_child() -> None:
+    engine = sim()
+    await engine.start()
+    pid = engine.pid or 0
+    await engine.close()
+    assert not is_there(pid)
+
+
+async def test_an_engine_that_cannot_start_says_so_typed_and_leaves_no_process() -> None:
+    engine = ProcessEngine("transformers", WorkerSettings(model="/no/such/folder"))
+    with pytest.raises(PenstockError) as refused:
+        await engine.start()
+    assert (refused.value.code, refused.value.param) == ("bad_setting", "worker.model")
+    assert refused.value.hint
+    assert not is_there(engine.pid or 0)
+
+
+async def test_a_child_that_dies_while_loading_is_an_error_of_start() -> None:
+    engine = ProcessEngine("transformers", WorkerSettings(device="cpu"))
+    starting = asyncio.create_task(engine.start())
+
+    async def runs() -> bool:
+        return engine.pid is not None
+
+    await until(runs)
+    os.kill(engine.pid or 0, signal.SIGKILL)
+    with pytest.raises(PenstockError, match="SIGKILL") as refused:
+        await starting
+    assert refused.value.code == "engine_crashed"
+
+
+async def test_the_child_dies_with_its_parent_whatever_kills_that() -> None:
+    code = (
+        "import asyncio\n"
+        "from dispatch.settings import WorkerSettings\n"
+        "from worker.engines.process import ProcessEngine\n"
+        "async def main():\n"
+        "    engine = ProcessEngine('sim', WorkerSettings(engine='sim', model='sim'))\n"
+        "    await engine.start()\n"
+        "    print(engine.pid, flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, cwd=ROOT)
+    assert parent.stdout is not None
+    child = int(await parent.stdout.readline())
+    assert is_there(child)
+    parent.send_signal(signal.SIGKILL)
+    await parent.wait()
+
+    async def gone() -> bool:
+        return not is_there(child)
+
+    await until(gone, timeout_s=5)
+
+
+async def test_secrets_reach_the_child_as_they_are() -> None:
+    document = settings_document(WorkerSettings(upstream_api_key="s3cret", upstream_url="http://127.0.0.1/v1"))
+    assert WorkerSettings.model_validate(document).upstream_api_key.get_secret_value() == "s3cret"  # type: ignore[union-attr]

@@ -1,0 +1,247 @@
+"""An engine in a child process: inference cannot block the worker's event loop, and a crash takes only the engine.
+
+`ProcessEngine` is an Engine that passes everything on to another one in `worker.engines.host`, over a socket pair.
+When the child is gone, everything open in it ends with EngineDead and the evidence. Never here: starting another one.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+from dispatch.errors import PenstockError
+from dispatch.messages import InferenceRequest
+from dispatch.pricing import cost_tokens, prompt_tokens
+from dispatch.processes import with_parent
+from dispatch.settings import WorkerSettings
+from worker.engines.base import Chunk, Cost, EngineDead, EngineInfo
+from worker.engines.frames import (
+    Cancel,
+    Close,
+    Dying,
+    Ended,
+    Failed,
+    Generate,
+    Load,
+    Piece,
+    Probe,
+    Progress,
+    Started,
+    Steps,
+    ToChild,
+    packed,
+    read_to_parent,
+    settings_document,
+)
+
+_CLOSE_S = 10.0
+_EVIDENCE_LINES, _EVIDENCE_CHARACTERS = 3, 200
+_log = logging.getLogger("penstock.engine")
+
+_Answer = Piece | Ended | Failed | None  # None: the child is gone
+
+
+class ProcessEngine:
+    """See the module's docstring."""
+
+    def __init__(self, name: str, settings: WorkerSettings) -> None:
+        self.progress = "starting"
+        self._name = name
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._calls: dict[int, asyncio.Queue[_Answer]] = {}
+        self._started: asyncio.Future[EngineInfo] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._steps = 0
+        self._next_call = 0
+        self._last_lines: deque[str] = deque(maxlen=_EVIDENCE_LINES)
+        self._evidence = ""
+        self._closing = False
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> EngineInfo:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "worker.engines.host", str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env=with_parent(dict(os.environ)),
+            )  # fmt: skip
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._started = asyncio.get_running_loop().create_future()
+        self._watcher = asyncio.create_task(self._watch(reader, self._process))
+        self._send(Load(self._name, settings_document(self._settings)))
+        try:
+            info = await self._started
+        except BaseException:
+            await self.close()
+            raise
+        self.progress = ""
+        return info
+
+    def cost(self, request: InferenceRequest) -> Cost:
+        return Cost(cost_tokens(prompt_tokens(request), request.sampling.max_tokens))
+
+    async def generate(self, request: InferenceRequest, done: Sequence[int]) -> AsyncIterator[Chunk]:
+        call, answers = self._open()
+        over = False
+        try:
+            self._send(Generate(call, request, tuple(done)))
+            while True:
+                answer = await answers.get()
+                if isinstance(answer, Piece):
+                    yield answer.chunk
+                    continue
+                over = True
+                self._raise_unless_ended(answer)
+                return
+        finally:
+            del self._calls[call]
+            if not over and not self._evidence:
+                self._send(Cancel(call))
+
+    async def probe(self) -> None:
+        call, answers = self._open()
+        try:
+            self._send(Probe(call))
+            self._raise_unless_ended(await answers.get())
+        finally:
+            del self._calls[call]
+
+    def steps(self) -> int:
+        return self._steps
+
+    async def close(self) -> None:
+        process, self._closing = self._process, True
+        if process is None:
+            return
+        if process.returncode is None:
+            self._send(Close())
+            try:
+                async with asyncio.timeout(_CLOSE_S):
+                    await process.wait()
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        if self._watcher is not None:
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
+
+    def _open(self) -> tuple[int, asyncio.Queue[_Answer]]:
+        if self._process is None or self._evidence:
+            raise EngineDead(self._evidence or "the engine's process was not started")
+        self._next_call += 1
+        answers: asyncio.Queue[_Answer] = asyncio.Queue()
+        self._calls[self._next_call] = answers
+        return self._next_call, answers
+
+    def _send(self, frame: ToChild) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(packed(frame))
+
+    def _raise_unless_ended(self, answer: _Answer) -> None:
+        if answer is None:
+            raise EngineDead(self._evidence)
+        if isinstance(answer, Failed):
+            raise answer.error()
+
+    async def _watch(self, reader: asyncio.StreamReader, process: asyncio.subprocess.Process) -> None:
+        """From the child's first word to its last: pass on what it says, then find out how it went."""
+        lines = asyncio.create_task(self._read_lines(process))
+        try:
+            while (frame := await read_to_parent(reader)) is not None:
+                self._heard(frame)
+        except Exception as error:
+            self._last_lines.append(f"its words could not be read: {type(error).__name__}")
+        if process.returncode is None and not self._closing:
+            # It closed its socket or talks nonsense: nothing of it can be used any more.
+            await self._wait_or_kill(process)
+        status = await process.wait()
+        await lines
+        self._gone(_how_it_ended(status))
+
+    async def _wait_or_kill(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    async def _read_lines(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        while True:
+            try:
+                line = await process.stderr.readline()
+            except ValueError:
+                continue  # a line longer than the buffer; what follows it is read on
+            if not line:
+                return
+            text = line.decode("utf-8", "replace").rstrip()
+            if text:
+                self._last_lines.append(text[:_EVIDENCE_CHARACTERS])
+                _log.debug("heard from the engine's process", extra={"engine": self._name, "pid": process.pid, "line": text})
+
+    def _heard(self, frame: object) -> None:
+        match frame:
+            case Piece() | Ended():
+                if (answers := self._calls.get(frame.call)) is not None:
+                    answers.put_nowait(frame)
+            case Failed():
+                if frame.call == 0:
+                    self._end_start(frame.error())
+                elif (answers := self._calls.get(frame.call)) is not None:
+                    answers.put_nowait(frame)
+            case Steps():
+                self._steps = frame.steps
+            case Progress():
+                self.progress = frame.text
+            case Started():
+                if self._started is not None and not self._started.done():
+                    self._started.set_result(frame.info)
+            case Dying():
+                self._last_lines.append(frame.evidence[:_EVIDENCE_CHARACTERS])
+
+    def _gone(self, how: str) -> None:
+        said = " | ".join(self._last_lines)
+        self._evidence = f"the engine's process {how}" + (f"; it said last: {said}" if said and not self._closing else "")
+        if not self._closing:
+            _log.error("lost the engine's process", extra={"engine": self._name, "evidence": self._evidence})
+        self._end_start(
+            PenstockError(
+                "engine_crashed",
+                f"The engine could not start: {self._evidence}.",
+                hint="Look at the lines above; if it was killed, the machine was probably out of memory.",
+            )
+        )
+        for answers in self._calls.values():
+            answers.put_nowait(None)
+
+    def _end_start(self, error: Exception) -> None:
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(error)
+
+
+def _how_it_ended(status: int) -> str:
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"
