@@ -1,0 +1,229 @@
+"""What must be true of the keys in Redis after every script, whatever happened before: nothing here knows the history."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import Redis
+
+from dispatch.rules import QueueRules
+from dispatch.states import ENDINGS, HELD, Priority
+from tests.key_leaks import PERMANENT
+
+_TAG = "{s0}:"
+_READ = {
+    "request": ("HGETALL",),
+    "worker": ("HGETALL",),
+    "held": ("HGETALL",),
+    "stats": ("HGETALL",),
+    "output": ("XRANGE", "-", "+"),
+    "queue": ("XRANGE", "-", "+"),
+    "inbox": ("XRANGE", "-", "+"),
+    "dead": ("XRANGE", "-", "+"),
+    "sizes": ("ZRANGE", "0", "-1", "WITHSCORES"),
+    "parked": ("ZRANGE", "0", "-1", "WITHSCORES"),
+    "timers": ("ZRANGE", "0", "-1", "WITHSCORES"),
+    "leases": ("SMEMBERS",),
+    "paused": ("SMEMBERS",),
+    "tombstone": ("GET",),
+    "input": ("STRLEN",),
+}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    if isinstance(value, dict):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(v) for v in value]
+    return value
+
+
+@dataclass
+class Snapshot:
+    """All keys of shard s0 at one moment: `of[area][name] = value`, and each key's time to live."""
+
+    of: dict[str, dict[str, Any]] = field(default_factory=lambda: {area: {} for area in _READ})
+    pttl: dict[str, int] = field(default_factory=dict)
+
+    def one(self, area: str) -> Any:
+        return self.of[area].get("", [])
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {i: r["state"] for i, r in self.of["request"].items()}
+
+
+async def snapshot(redis: Redis) -> Snapshot:
+    found = Snapshot()
+    names = sorted(n.decode() for n in await redis.keys("*"))
+    pipe = redis.pipeline(transaction=False)
+    read = []
+    for name in names:
+        pipe.pttl(name)
+        area, _, rest = name.removeprefix(_TAG).partition(":")
+        if name.startswith(_TAG) and area in _READ:
+            read.append((area, rest))
+            pipe.execute_command(_READ[area][0], name, *_READ[area][1:])
+        else:
+            read.append(("", name))
+    replies = iter(await pipe.execute())
+    for name, (area, rest) in zip(names, read, strict=True):
+        found.pttl[name] = next(replies)
+        if area:
+            value = _plain(next(replies))
+            found.of[area][rest] = list(zip(value[::2], value[1::2], strict=True)) if "WITHSCORES" in _READ[area] else value
+    return found
+
+
+def _next_look(r: dict[str, str]) -> int:
+    at = int(r["deadline"])
+    if r["state"] in HELD:
+        at = min(at, int(r["lease"]))
+    if r["state"] == "waiting":
+        at = min(at, int(r["not_before"]))
+    if r["on_disconnect"] == "cancel" and int(r["reader_look"]) > 0:
+        at = min(at, int(r["reader_look"]))
+    return at
+
+
+def chain_of(request: str, datas: list[bytes]) -> list[str]:
+    chain, chains = hashlib.sha1(request.encode()).hexdigest()[:16], []
+    for data in datas:
+        chain = hashlib.sha1(chain.encode() + data).hexdigest()[:16]
+        chains.append(chain)
+    return chains
+
+
+def _lines(s: Snapshot) -> list[str]:
+    wrong, stood = [], {}
+    for name in s.of["queue"].keys() | s.of["sizes"].keys():
+        entries = {entry: (f["id"], float(f["cost"])) for entry, f in s.of["queue"].get(name, [])}
+        sizes = {entry: float(size) for entry, size in s.of["sizes"].get(name, [])}
+        if sizes != {entry: cost for entry, (_, cost) in entries.items()}:
+            wrong.append(f"sizes of line {name} are {sizes}, its entries {entries}")
+        for entry, (request, cost) in entries.items():
+            if request in stood:
+                wrong.append(f"{request} stands in line twice")
+            stood[request] = (name, entry, cost)
+    queued = {
+        i: (f"{r['model']}:{r['priority']}{r['part']}", r["entry"], float(r["cost"]))
+        for i, r in s.of["request"].items()
+        if r["state"] == "queued"
+    }
+    if stood != queued:
+        wrong.append(f"the line holds {stood}, queued are {queued}")
+    return wrong
+
+
+def _workers(s: Snapshot) -> list[str]:
+    wrong = []
+    held_now = {i: r for i, r in s.of["request"].items() if r["state"] in HELD}
+    for worker in s.of["worker"].keys() | s.of["held"].keys() | {r["worker"] for r in held_now.values()}:
+        w, held = s.of["worker"].get(worker, {}), s.of["held"].get(worker, {})
+        leases = {i: r["cost"] for i, r in held_now.items() if r["worker"] == worker}
+        if held != leases:
+            wrong.append(f"{worker} is said to hold {held}, its leases are {leases}")
+        if "used" in w and (int(w["used"]), int(w["held"])) != (sum(map(int, held.values())), len(held)):
+            wrong.append(f"{worker} counts used {w['used']} held {w['held']}, holds {held}")
+        grants = {(f["id"], f["attempt"], f["nonce"]) for _, f in s.of["inbox"].get(worker, []) if f["kind"] == "grant"}
+        granted = {
+            (i, r["attempt"], r["nonce"]) for i, r in held_now.items() if r["worker"] == worker and r["state"] == "granted"
+        }
+        if grants != granted:
+            wrong.append(f"the inbox of {worker} brings {grants}, granted to it are {granted}")
+    for name, members in s.of["leases"].items():
+        if set(members) != {i for i, r in held_now.items() if r["model"] == name}:
+            wrong.append(f"leases of {name} are {members}, held are {sorted(held_now)}")
+    if held_now and not s.of["leases"]:
+        wrong.append("no set of leases")
+    return wrong
+
+
+def _room(w: dict[str, str], held: dict[str, str]) -> int:
+    return 0 if len(held) >= int(w["slots"]) else int(w["limit"]) - sum(map(int, held.values()))
+
+
+def _parked(s: Snapshot) -> list[str]:
+    wrong = []
+    for model, parked in s.of["parked"].items():
+        for worker, score in parked:
+            w, held = s.of["worker"].get(worker, {}), s.of["held"].get(worker, {})
+            if not w or w.get("barred") or w["accepting"] != "1":
+                wrong.append(f"{worker} is parked and must not be: {w}")
+                continue
+            if abs(float(score) - (len(held) + 1) / float(w["weight"])) > 1e-9:
+                wrong.append(f"{worker} is parked with score {score}, holds {len(held)}, weighs {w['weight']}")
+            if _room(w, held) <= 0:
+                wrong.append(f"{worker} is parked and has no room")
+            for request, r in s.of["request"].items():
+                may_meet = model not in s.one("paused") and r["model"] == model and r["state"] == "queued"
+                if may_meet and int(r["cost"]) <= _room(w, held):
+                    wrong.append(f"{request} waits and {worker} is parked with room for it: they were left unmet")
+    return wrong
+
+
+def _timers(s: Snapshot) -> list[str]:
+    timers = {i: int(float(at)) for i, at in s.one("timers")}
+    expected = {i: _next_look(r) for i, r in s.of["request"].items() if r["state"] not in ENDINGS}
+    return [] if timers == expected else [f"timers are {timers}, must be {expected}"]
+
+
+def _logs(s: Snapshot) -> list[str]:
+    wrong = []
+    for request, r in s.of["request"].items():
+        entries = s.of["output"].get(request, [])
+        numbers = [tuple(map(int, entry.split("-"))) for entry, _ in entries]
+        if [n for n, _ in numbers] != list(range(1, len(numbers) + 1)) or len(numbers) != int(r["seq"]):
+            wrong.append(f"the log of {request} is not dense: {numbers}, seq {r['seq']}")
+        attempts = [a for _, a in numbers]
+        if attempts != sorted(attempts) or (attempts and attempts[-1] > int(r["attempt"])):
+            wrong.append(f"attempts in the log of {request} go back: {numbers}")
+        chains = chain_of(request, [f["d"].encode(errors="surrogateescape") for _, f in entries])
+        if [f["h"] for _, f in entries] != chains or r["chain"] != (chains or [chain_start(request)])[-1]:
+            wrong.append(f"the chain of {request} is broken")
+        kinds = [f["k"] for _, f in entries]
+        ended = r["state"] in ENDINGS
+        if kinds.count("end") != ended or (ended and kinds[-1] != "end"):
+            wrong.append(f"{request} is {r['state']}, its log is {kinds}")
+        if ended and entries and kinds[-1] == "end":
+            said = json.loads(entries[-1][1]["d"])
+            if said["state"] != r["state"] or said["attempts"] != int(r["attempt"]):
+                wrong.append(f"{request} is {r['state']} after {r['attempt']} attempts, its end says {said}")
+    return wrong
+
+
+def chain_start(request: str) -> str:
+    return hashlib.sha1(request.encode()).hexdigest()[:16]
+
+
+def _kept(s: Snapshot, rules: QueueRules) -> list[str]:
+    wrong = [f"{name} will never be removed" for name, ttl in s.pttl.items() if ttl == -1 and not PERMANENT.fullmatch(name)]
+    dead = {f["id"] for _, f in s.one("dead")}
+    for request, r in s.of["request"].items():
+        ended = r["state"] in ENDINGS
+        if (request in s.of["input"]) == (r["state"] == "completed"):
+            wrong.append(f"{request} is {r['state']}, its input is {'kept' if request in s.of['input'] else 'gone'}")
+        if s.of["tombstone"].get(request) != (r["state"] if ended else None):
+            wrong.append(f"{request} is {r['state']}, its tombstone says {s.of['tombstone'].get(request)}")
+        if (request in dead) != (r.get("dead") == "1"):
+            wrong.append(f"{request} and the list of dead letters disagree")
+        if ended:
+            keep = rules.dead_ms if request in dead else rules.retention_ms
+            for area in ("request", "output", "input"):
+                if s.pttl.get(f"{_TAG}{area}:{request}", 0) > keep:
+                    wrong.append(f"the {area} of {request} is kept too long")
+    return wrong
+
+
+def broken(s: Snapshot, rules: QueueRules) -> list[str]:
+    """Every invariant that does not hold, in words."""
+    return [*_lines(s), *_workers(s), *_parked(s), *_timers(s), *_logs(s), *_kept(s, rules)]
+
+
+def line_order(s: Snapshot, model: str) -> list[str]:
+    """Who waits, in the order in which they are looked at."""
+    names = [f"{model}:{priority}{part}" for priority in Priority for part in (":front", "")]
+    return [f["id"] for name in names for _, f in s.of["queue"].get(name, [])]

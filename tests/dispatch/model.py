@@ -1,0 +1,373 @@
+"""The laws of the queue in plain Python, as design.md states them: what the scripts are held against. Pure.
+
+One model's lines, its workers, its readers. What a worker holds is looked up, never counted.
+Never here: Redis, nonces (the scripts draw them), the words of errors.
+"""
+
+from dataclasses import dataclass, field
+
+from dispatch.rules import QueueRules
+from dispatch.states import HELD, OnDisconnect, Priority, RequestState
+
+S = RequestState
+FRONT, BACK = ":front", ""
+LINES = tuple((priority, part) for priority in Priority for part in (FRONT, BACK))
+
+
+@dataclass
+class Written:
+    """One entry of an output. `data` of an end is left open: its words are the scripts'."""
+
+    kind: str
+    attempt: int
+    data: bytes = b""
+
+
+@dataclass
+class Request:
+    id: str
+    priority: Priority
+    cost: int
+    deadline: int
+    max_attempts: int
+    on_disconnect: OnDisconnect
+    readers: set[str]
+    reader_look: int = 0
+    state: RequestState = S.QUEUED
+    attempt: int = 0
+    charged: int = 0
+    crashes: int = 0
+    worker: str = ""
+    lease: int = 0
+    not_before: int | None = 0
+    log: list[Written] = field(default_factory=list)
+    dead: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.state in (S.COMPLETED, S.FAILED, S.CANCELLED, S.EXPIRED)
+
+    @property
+    def is_held(self) -> bool:
+        return self.state in HELD
+
+
+@dataclass
+class Worker:
+    id: str
+    limit: int
+    slots: int
+    weight: float
+    accepting: bool
+    seen: int
+
+
+class Model:
+    """Each method is one law; it answers what the script has to answer."""
+
+    def __init__(self, rules: QueueRules) -> None:
+        self.rules = rules
+        self.now = 0
+        self.requests: dict[str, Request] = {}
+        self.lines: dict[tuple[Priority, str], list[str]] = {line: [] for line in LINES}
+        self.workers: dict[str, Worker] = {}
+        self.parked: set[str] = set()
+        self.barred: set[str] = set()
+        self.gateways: dict[str, int] = {}
+        self.idempotency: dict[str, tuple[str, str]] = {}
+        self.paused = False
+        self.swept = self.amnesty = 0
+
+    # ---- looking
+
+    def held_by(self, worker: str) -> list[Request]:
+        return [r for r in self.requests.values() if r.is_held and r.worker == worker]
+
+    def room(self, worker: str) -> int:
+        w, held = self.workers[worker], self.held_by(worker)
+        return 0 if len(held) >= w.slots else w.limit - sum(r.cost for r in held)
+
+    def score(self, worker: str) -> float:
+        return (len(self.held_by(worker)) + 1) / self.workers[worker].weight
+
+    def is_open(self, worker: str) -> bool:
+        w = self.workers[worker]
+        return w.accepting and worker not in self.barred and self.now - w.seen < self.rules.worker_seen_ms
+
+    def is_reading(self, gateway: str) -> bool:
+        return gateway in self.gateways and self.now - self.gateways[gateway] < self.rules.reader_lease_ms
+
+    def backlog(self) -> int:
+        return sum(map(len, self.lines.values()))
+
+    def next_look(self, r: Request) -> int:
+        moments = [r.deadline]
+        if r.is_held:
+            moments.append(r.lease)
+        if r.state is S.WAITING and r.not_before is not None:
+            moments.append(r.not_before)
+        if r.on_disconnect is OnDisconnect.CANCEL and r.reader_look:
+            moments.append(r.reader_look)
+        return min(moments)
+
+    def holds(self, request: str, attempt: int) -> bool:
+        """The fence, for the true nonce of that attempt."""
+        r = self.requests.get(request)
+        return r is not None and r.is_held and r.attempt == attempt
+
+    # ---- two lines meet
+
+    def _best(self, cost: int) -> str | None:
+        fitting = [w for w in self.parked if self.is_open(w) and self.room(w) >= cost]
+        return None if self.paused else min(fitting, key=lambda w: (self.score(w), w), default=None)
+
+    def _grant(self, r: Request, worker: str) -> None:
+        r.attempt += 1
+        r.state, r.worker, r.lease = S.GRANTED, worker, self.now + self.rules.grant_ms
+
+    def _park(self, worker: str) -> None:
+        if self.is_open(worker) and self.room(worker) > 0:
+            self.parked.add(worker)
+        else:
+            self.parked.discard(worker)
+
+    def _arrive(self, r: Request, part: str) -> None:
+        worker = self._best(r.cost)
+        if worker:
+            self._grant(r, worker)
+            self._park(worker)
+        else:
+            r.state = S.QUEUED
+            self.lines[r.priority, part].append(r.id)
+
+    def _room_grew(self, worker: str | None) -> int:
+        granted = 0
+        if worker not in self.workers:
+            return 0
+        if self.is_open(worker) and not self.paused:
+            for line in self.lines.values():
+                for request in list(line):
+                    if self.requests[request].cost <= self.room(worker):
+                        line.remove(request)
+                        self._grant(self.requests[request], worker)
+                        granted += 1
+        self._park(worker)
+        return granted
+
+    # ---- a request leaves its place
+
+    def _leave(self, r: Request) -> str | None:
+        """The worker whose room grows, if any. It is not parked before it was asked whether it takes what waits."""
+        if r.state is S.QUEUED:
+            next(line for line in self.lines.values() if r.id in line).remove(r.id)
+        if not r.is_held:
+            return None
+        self.parked.discard(r.worker)
+        return r.worker
+
+    def _end(self, r: Request, state: RequestState) -> str | None:
+        worker = self._leave(r)
+        r.state = state
+        r.log.append(Written("end", r.attempt))
+        return worker
+
+    def _give_back(self, r: Request) -> str | None:
+        worker = self._leave(r)
+        r.state = S.WAITING  # held by nobody while it looks for a place
+        self._arrive(r, FRONT)
+        return worker
+
+    def _charge(self, r: Request, *, crash: bool, wait: bool) -> str | None:
+        r.charged += 1
+        r.crashes += crash
+        if r.charged >= r.max_attempts or r.crashes >= self.rules.crash_limit:
+            r.dead = True
+            return self._end(r, S.FAILED)
+        if not wait:
+            return self._give_back(r)
+        worker = self._leave(r)
+        r.state, r.not_before = S.WAITING, None  # drawn by the script: read back and held against its bounds
+        return worker
+
+    # ---- clients' side
+
+    def enqueue(self, r: Request, *, reader: str = "", key: str = "", body_hash: str = "") -> tuple[str, str]:
+        if r.id in self.requests:
+            return "ok", r.id
+        if key and key in self.idempotency:
+            first, first_hash = self.idempotency[key]
+            return ("replay", first) if first_hash == body_hash else ("mismatch", first)
+        if self._best(r.cost) is None and self.backlog() >= self.rules.max_backlog:
+            return "full", r.id
+        if key:
+            self.idempotency[key] = (r.id, body_hash)
+        if r.on_disconnect is OnDisconnect.CANCEL:
+            r.reader_look = self.now + self.rules.reader_lease_ms
+        if reader:
+            self.gateways[reader] = self.now
+            r.readers = {reader}
+        self.requests[r.id] = r
+        self._arrive(r, BACK)
+        return "ok", r.id
+
+    def cancel(self, request: str) -> RequestState | None:
+        r = self.requests.get(request)
+        if r is None:
+            return None
+        if not r.ended:
+            self._room_grew(self._end(r, S.CANCELLED))
+        return r.state
+
+    def attach(self, request: str, gateway: str) -> None:
+        r = self.requests[request]
+        if r.ended:
+            return
+        self.gateways[gateway] = self.now
+        if gateway not in r.readers:
+            r.readers = {g for g in r.readers if self.is_reading(g)} | {gateway}
+        r.reader_look = self.now + self.rules.reader_lease_ms
+
+    def detach(self, request: str, gateway: str, then_continue: bool) -> None:
+        r = self.requests[request]
+        if r.ended:
+            return
+        r.readers = {g for g in r.readers if g != gateway and self.is_reading(g)}
+        if then_continue:
+            r.on_disconnect = OnDisconnect.CONTINUE
+        elif not r.readers:
+            r.reader_look = self.now + self.rules.disconnect_grace_ms
+
+    def keep_reading(self, gateway: str) -> None:
+        self.gateways[gateway] = self.now
+
+    # ---- workers' side
+
+    def park(self, w: Worker) -> tuple[bool, int, int, int]:
+        if w.id in self.barred:
+            return True, 0, 0, 0
+        self.workers[w.id] = w
+        w.seen = self.now
+        granted = self._room_grew(w.id)
+        return False, self.room(w.id), len(self.held_by(w.id)), granted
+
+    def begin(self, request: str, attempt: int) -> bool:
+        if not self.holds(request, attempt):
+            return False
+        r = self.requests[request]
+        r.state, r.lease = S.RUNNING, self.now + self.rules.lease_ms
+        self.workers[r.worker].seen = self.now
+        return True
+
+    def append(self, request: str, attempt: int, seq: int, data: bytes) -> str:
+        r = self.requests[request]
+        if not self.holds(request, attempt) or r.state is not S.RUNNING:
+            return "fenced"
+        if seq <= len(r.log):
+            return "dup"
+        if seq > len(r.log) + 1:
+            return "gap"
+        r.log.append(Written("chunk", attempt, data))
+        return "ok"
+
+    def finish(self, request: str, attempt: int, seq: int, last: bytes, state: RequestState) -> str:
+        r = self.requests[request]
+        if r.state in (S.COMPLETED, S.FAILED) and not r.dead and r.attempt == attempt:
+            return "dup"
+        if not self.holds(request, attempt) or r.state is not S.RUNNING:
+            return "fenced"
+        if seq != len(r.log) + 1:
+            return "gap"
+        if last:
+            r.log.append(Written("chunk", attempt, last))
+        self._room_grew(self._end(r, state))
+        return "ok"
+
+    def renew(self, worker: str, named: list[tuple[str, int]]) -> tuple[set[str], set[str]]:
+        lost = {q for q, attempt in named if not self.holds(q, attempt) or self.requests[q].worker != worker}
+        for request, _ in named:
+            r = self.requests[request]
+            if request not in lost and r.state is S.RUNNING:
+                r.lease = self.now + self.rules.lease_ms
+        if worker in self.workers:
+            self.workers[worker].seen = self.now
+        mentioned = {q for q, _ in named}
+        return lost, {r.id for r in self.held_by(worker) if r.state is S.RUNNING and r.id not in mentioned}
+
+    def release(self, request: str, attempt: int) -> set[str]:
+        """The answers allowed: a worker that lost it need not learn whether it was by its own earlier word."""
+        r = self.requests[request]
+        if not self.holds(request, attempt):
+            return {"dup", "fenced"} if r.state is S.QUEUED and r.attempt == attempt else {"fenced"}
+        self._room_grew(self._give_back(r))
+        return {"ok"}
+
+    def retry(self, request: str, attempt: int) -> set[str]:
+        r = self.requests[request]
+        if not self.holds(request, attempt):
+            return {"dup", "fenced"} if r.state in (S.WAITING, S.FAILED) and r.attempt == attempt else {"fenced"}
+        self._room_grew(self._charge(r, crash=False, wait=True))
+        return {"ok"}
+
+    def abandon(self, worker: str, suspects: set[str], order: list[str]) -> int:
+        """`order`: the order in which the server keeps what the worker holds; it is nobody's law."""
+        self.barred.add(worker)
+        self.parked.discard(worker)
+        held = {r.id for r in self.held_by(worker)}
+        for request in order:
+            r = self.requests[request]
+            if r.state is S.GRANTED:
+                self._give_back(r)
+            else:
+                self._charge(r, crash=request in suspects, wait=False)
+        assert held == set(order)
+        return len(held)
+
+    # ---- everybody's
+
+    def pause(self, paused: bool) -> None:
+        resumed, self.paused = self.paused and not paused, paused
+        if not resumed:
+            return
+        for line in self.lines.values():
+            for request in list(line):
+                r = self.requests[request]
+                worker = self._best(r.cost)
+                if worker:
+                    line.remove(request)
+                    self._grant(r, worker)
+                    self._park(worker)
+
+    def sweep(self) -> int:
+        if self.now - self.swept > self.rules.lease_ms / 2:
+            self.amnesty = self.now + self.rules.lease_ms
+        self.swept = self.now
+        due = [r for r in self.requests.values() if not r.ended and self.next_look(r) <= self.now]
+        return sum([self._look(r) for r in sorted(due, key=lambda r: (self.next_look(r), r.id))])
+
+    def _look(self, r: Request) -> bool:
+        if r.ended:
+            return False
+        if r.deadline <= self.now:
+            self._room_grew(self._end(r, S.EXPIRED))
+            return True
+        if r.on_disconnect is OnDisconnect.CANCEL and 0 < r.reader_look <= self.now:
+            if not any(map(self.is_reading, r.readers)):
+                self._room_grew(self._end(r, S.CANCELLED))
+                return True
+            r.reader_look = self.now + self.rules.reader_lease_ms
+        if r.state is S.WAITING and r.not_before is not None and r.not_before <= self.now:
+            self._arrive(r, FRONT)
+            return True
+        if r.state is S.GRANTED and r.lease <= self.now:
+            worker = self._give_back(r)
+            if worker in self.workers:
+                self.workers[worker].seen = 0
+                self._room_grew(worker)
+            return True
+        if r.state is S.RUNNING and r.lease <= self.now:
+            if self.now < self.amnesty:
+                r.lease = self.amnesty
+                return False
+            self._room_grew(self._charge(r, crash=False, wait=False))
+            return True
+        return False

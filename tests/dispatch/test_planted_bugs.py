@@ -1,0 +1,155 @@
+"""Bugs planted in the scripts, one at a time: each must be caught by its walk. A law that nobody can break unseen is tested."""
+
+from dataclasses import dataclass
+
+import pytest
+from redis.asyncio import Redis
+
+from dispatch.redis_client import connect
+from dispatch.scripts import NAMES, compose
+from tests.dispatch import walks
+from tests.dispatch.twin import Broken, Twin
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    walk: walks.Walk
+    file: str
+    old: str
+    new: str = ""
+
+
+G, LINE, MEET, LEAVE, LOG = "lib/ground.lua", "lib/line.lua", "lib/meet.lua", "lib/leave.lua", "lib/log.lua"
+FENCE = "return not r or not is_held(r) or r.nonce ~= nonce or r.attempt ~= tonumber(attempt)"
+CHARGES = "charge(r, 0, 0, 'engine_error', 'boo')"
+
+BUGS = (
+    # the fence
+    Bug("no fence", walks.zombie, G, FENCE, "return not r or not is_held(r)"),
+    Bug("no nonce check", walks.strangers, G, " or r.nonce ~= nonce"),
+    Bug("no attempt check", walks.strangers, G, " or r.attempt ~= tonumber(attempt)"),
+    Bug(
+        "append without fence", walks.zombie, "append.lua", "if f[1] ~= 'running' or f[2] ~= attempt or f[3] ~= nonce", "if false"
+    ),
+    Bug("append without nonce check", walks.strangers, "append.lua", " or f[3] ~= nonce"),
+    Bug("append without attempt check", walks.strangers, "append.lua", " or f[2] ~= attempt"),
+    Bug("finish after death by a lapsed lease is taken", walks.lease_over, "finish.lua", " and r.dead ~= '1'"),
+    # the log
+    Bug("a gap is taken", walks.whole_life, "append.lua", "if seq > last + 1 then return 'gap' end"),
+    Bug("a dup is written twice", walks.whole_life, "append.lua", "if seq <= last then", "if false then"),
+    Bug("finish takes a gap", walks.whole_life, "finish.lua", "if tonumber(seq) ~= r.seq + 1 then return 'gap' end"),
+    Bug("the chain is not chained", walks.whole_life, LOG, "redis.sha1hex(r.chain .. data)", "redis.sha1hex(data)"),
+    Bug("no end entry", walks.whole_life, LEAVE, "log(r, 'end', head .. (#detail > 2 and ',' .. string.sub(detail, 2) or '}'))"),
+    Bug("no TTL on the output", walks.whole_life, LOG, "if r.seq == 1 then", "if false then"),
+    Bug("the feed is not told", walks.whole_life, LOG, "  tell_readers(r, kind, data)\nend", "end"),
+    Bug("a full feed is cut in silence", walks.slow_gateway, LOG, "        redis.call('XADD', feed, '*', 'cut', '1')\n"),
+    Bug(
+        "a gateway that was away is not told",
+        walks.gateway_away,
+        LOG,
+        "if not is_reading(gateway) then redis.call('XADD'",
+        "if false then redis.call('XADD'",
+    ),
+    # timers
+    Bug("no timer on enqueue", walks.waiting_in_line, LINE, "'queued_at', now)\n  set_timer(r)", "'queued_at', now)"),
+    Bug("no timer on a grant", walks.whole_life, MEET, "'granted_at', now)\n  set_timer(r)", "'granted_at', now)"),
+    Bug(
+        "deadline lost on renew",
+        walks.deadline_while_running,
+        "renew.lua",
+        "set_timer(r)",
+        "redis.call('ZADD', TIMERS, r.lease, id)",
+    ),
+    Bug("an ended request keeps its timer", walks.whole_life, LEAVE, "redis.call('ZREM', TIMERS, r.id)"),
+    Bug("sweep charges after its own absence", walks.everybody_was_away, "sweep.lua", "if now < amnesty then", "if false then"),
+    Bug("readers are not looked for", walks.nobody_reads, "sweep.lua", "if not has_reader(r) then", "if false then"),
+    Bug("one reader gone is all gone", walks.nobody_reads, "sweep.lua", "if not has_reader(r) then", "if true then"),
+    # endings
+    Bug(
+        "renew after the end",
+        walks.deadline_while_running,
+        "renew.lua",
+        "if fenced(r, attempt, nonce) or r.worker ~= worker then\n    lost[#lost + 1] = id\n  elseif r.state == 'running' then",
+        "if not r then\n    lost[#lost + 1] = id\n  else",
+    ),
+    Bug(
+        "cancel does not fence",
+        walks.cancel_while_running,
+        "cancel.lua",
+        "room_grew(end_from_outside(r, 'cancelled', 'cancelled', message))",
+        "if is_held(r) then stop_worker(r, 'cancelled') end",
+    ),
+    Bug("cancel leaves the entry", walks.waiting_in_line, LEAVE, "if r.state == 'queued' then take_off_line(r) return nil end"),
+    Bug("an ending is overwritten", walks.cancel_after_the_end, "cancel.lua", "if r.ended_at > 0 then", "if false then"),
+    Bug("input left after completion", walks.whole_life, LEAVE, "redis.call('DEL', k_input(r.id))", "local _ = 0"),
+    Bug("no tombstone", walks.whole_life, LEAVE, "redis.call('SET', k_tombstone(r.id), state, 'PX', keep_ms + TOMBSTONE_MS)"),
+    Bug("no dead letter", walks.lease_over, LEAVE, "redis.call('XADD', K_DEAD,", "tostring(K_DEAD,"),
+    # the two lines
+    Bug("grant forgets XDEL", walks.waiting_in_line, LINE, "redis.call('XDEL', k_line(model, priority, part), entry)"),
+    Bug("grant forgets the sizes", walks.waiting_in_line, LINE, "redis.call('ZREM', k_sizes(model, priority, part), entry)"),
+    Bug("grant forgets room", walks.whole_life, MEET, "w.used = w.used + r.cost"),
+    Bug("grant forgets the slot", walks.whole_life, MEET, "w.held = w.held + 1\n  redis", "redis"),
+    Bug("finish does not free room", walks.whole_life, LEAVE, "w.used = w.used - tonumber(cost)"),
+    Bug("room leaks on release", walks.given_back, LEAVE, "redis.call('HDEL', k_held(r.worker), r.id)"),
+    Bug(
+        "finish does not look at the line",
+        walks.waiting_in_line,
+        "finish.lua",
+        "room_grew(end_request(r, state, detail, RETENTION_MS))",
+        "end_request(r, state, detail, RETENTION_MS)",
+    ),
+    Bug("stale worker granted", walks.worker_unseen, MEET, " and now - w.seen < WORKER_SEEN_MS"),
+    Bug(
+        "the worst of the parked",
+        walks.best_of_the_parked,
+        MEET,
+        "redis.call('ZRANGE', key, from, from + 15)",
+        "redis.call('ZRANGE', key, from, from + 15, 'REV')",
+    ),
+    Bug(
+        "low before high",
+        walks.by_priority,
+        LINE,
+        "{'high', ':front'}, {'high', ''}, {'normal', ':front'}, {'normal', ''}, {'low', ':front'}, {'low', ''}",
+        "{'low', ':front'}, {'low', ''}, {'normal', ':front'}, {'normal', ''}, {'high', ':front'}, {'high', ''}",
+    ),
+    Bug("given back to the tail", walks.given_back, LEAVE, "arrive(r, ':front')", "arrive(r, '')"),
+    Bug("backlog limit off", walks.full_backlog, "enqueue.lua", "if waiting >= MAX_BACKLOG", "if false"),
+    Bug("idempotency ignores the body", walks.same_key_twice, "enqueue.lua", "if first_hash ~= body_hash", "if false"),
+    Bug("a paused model is granted", walks.paused, MEET, "if is_paused(model) then return nil end"),
+    Bug("resume does not meet", walks.paused, "pause.lua", "return meet_all(model)", "return 0"),
+    # grants and charges
+    Bug("begin leaves the grant in the inbox", walks.whole_life, "begin.lua", "redis.call('XDEL', k_inbox(r.worker), r.inbox)"),
+    Bug("release charges", walks.given_back, "release.lua", "give_back(r)", CHARGES),
+    Bug("retry does not charge", walks.fault_after_fault, LEAVE, "r.charged = r.charged + 1"),
+    Bug("backoff grows too fast", walks.fault_after_fault, LEAVE, "2 ^ r.charged", "9 ^ (r.charged + 1)"),
+    Bug("not begun charges", walks.not_begun, "sweep.lua", "local w = give_back(r)", f"local w = {CHARGES}"),
+    Bug(
+        "not begun: its worker stays parked",
+        walks.not_begun,
+        "sweep.lua",
+        "w.seen = 0\n      redis.call('HSET', k_worker(w.id), 'seen', 0)",
+    ),
+    Bug("abandon does not bar", walks.engine_died, "abandon.lua", "redis.call('HSET', k_worker(worker), 'barred', evidence)"),
+    Bug("crashes are not counted", walks.engine_died, LEAVE, "r.crashes = r.crashes + crash"),
+    Bug("beside a crash is a crash", walks.engine_died, "abandon.lua", "suspects[id] or 0", "1"),
+)
+WALKS = sorted({bug.walk for bug in BUGS}, key=lambda walk: walk.__name__)
+
+
+@pytest.mark.parametrize("walk", WALKS, ids=lambda walk: walk.__name__)
+async def test_the_walk_passes_on_the_scripts_as_they_are(redis: Redis, walk: walks.Walk) -> None:
+    await walk(Twin(redis, walks.RULES))
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+async def test_the_planted_bug_is_caught(server_url: str, bug: Bug) -> None:
+    scripts = {name: compose(name, walks.RULES, edit={bug.file: (bug.old, bug.new)}) for name in NAMES}
+    redis = connect(server_url)  # not the fixture: a planted bug may well leak keys
+    try:
+        await redis.flushall()
+        with pytest.raises(Broken):
+            await bug.walk(Twin(redis, walks.RULES, scripts))
+    finally:
+        await redis.aclose()
