@@ -179,20 +179,20 @@ class SimEngine:
         """Step while anything is open. Time is kept by a due moment, so the grain of timers does not add up."""
         due = time.monotonic()
         while self._open:
-            stepped = list(self._open)[: self._slots]
-            duration_s = self._step(stepped) / self._speed
+            duration_s, said = self._step(list(self._open)[: self._slots])
             now = time.monotonic()
-            due = max(due, now - _CATCH_UP_S) + duration_s
+            due = max(due, now - _CATCH_UP_S) + duration_s / self._speed
             await asyncio.sleep(due - now if due - now >= _TIMER_S else 0)
-            for sequence in stepped:
-                if sequence.tokens:
-                    sequence.ready.set()
+            for sequence, token in said:
+                sequence.tokens.append(token)
+                sequence.ready.set()
 
-    def _step(self, batch: Sequence[_Sequence]) -> float:
-        """One step of the batch: a slice of prefill and a token for each that is past it. Returns what it took, in seconds."""
+    def _step(self, batch: Sequence[_Sequence]) -> tuple[float, list[tuple[_Sequence, int]]]:
+        """One step of the batch: a slice of prefill, and a token for each that is past it. Returns seconds and tokens."""
         self._steps += 1
         prefill_budget = _PREFILL_CHUNK_TOKENS
-        prefilled = decoded = 0
+        prefilled = 0
+        said: list[tuple[_Sequence, int]] = []
         held = sum(s.held_tokens for s in self._open)
         for sequence in batch:
             before = sequence.held_tokens
@@ -202,18 +202,19 @@ class SimEngine:
                 prefilled += take
                 sequence.prefill_left -= take
             if not sequence.prefill_left:
-                sequence.tokens.append(sequence.voice.token(sequence.position))
                 sequence.position += 1
-                decoded += 1
             grown = sequence.held_tokens - before
             if held + grown > self._kv_tokens:
                 self._overflow(sequence, held, grown)
                 held -= before
                 continue
             held += grown
+            if sequence.prefill_left:
+                continue
+            said.append((sequence, sequence.voice.token(sequence.position - 1)))
             if sequence.voice.ends_at(sequence.position) is not None:
                 del self._open[sequence]
-        return self._gpu.step_s + self._gpu.per_sequence_s * decoded + prefilled / self._gpu.prefill_tokens_per_s
+        return self._gpu.step_s + self._gpu.per_sequence_s * len(said) + prefilled / self._gpu.prefill_tokens_per_s, said
 
     def _overflow(self, sequence: _Sequence, held: int, grown: int) -> None:
         """Fail as CUDA would: the one that asks for what is not there, with the numbers."""

@@ -1,0 +1,240 @@
+"""ONE request: begin, what was already done, generate, write, end. The outcome comes first, its consequence after.
+
+Chunks gather by load: a lone stream writes each token at once, a busy worker at most 20 times a second and stream.
+Redis being away stops no computation; its writes are repeated until the lease is surely lost. Never here: other requests.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+
+from dispatch.faults import STORE_FAULT, as_penstock
+from dispatch.messages import Begun, Grant, Usage, WriteStatus
+from dispatch.queue import Queue
+from dispatch.states import RequestState
+from worker.admission import Holding
+from worker.engines.base import Chunk, Engine, EngineError, EngineInfo
+from worker.outcome import Completed, Crashed, Failed, GivenBack, Lost, Outcome, Retryable, outcome_of
+from worker.output import Gathered, tokens_done
+
+_T = TypeVar("_T")
+_log = logging.getLogger("penstock.worker")
+
+_BUSY_GAP_S = 0.05
+_FULL_SIZE = 4096
+_FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.05, 1.0
+_GIVE_UP_LEASES = 6
+"""Leases without a word from Redis before a request is surely somebody else's. More than one: when Redis itself was away
+the sweeper first extends all leases, and the fence keeps a late write harmless."""
+
+
+class Execution:
+    """The work on one grant. Start it once with `run`; `stop` and `give_back` end it from outside."""
+
+    def __init__(
+        self,
+        grant: Grant,
+        queue: Queue,
+        engine: Engine,
+        info: EngineInfo,
+        *,
+        until_room: Callable[["Execution"], Awaitable[None]],
+        is_busy: Callable[[], bool],
+        on_tokens: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self.grant = grant
+        self.holding = Holding(grant.cost_tokens, grant.cost_tokens)
+        self.generating = False
+        self._queue = queue
+        self._engine = engine
+        self._info = info
+        self._until_room = until_room
+        self._is_busy = is_busy
+        self._on_tokens = on_tokens
+        self._give_up_s = queue.rules.lease_ms / 1000 * _GIVE_UP_LEASES
+        self._seq = 0
+        self._gathered = Gathered()
+        self._fresh = asyncio.Event()
+        self._said_last = False
+        self._decided: Outcome | None = None
+        self._work_task: asyncio.Task[Outcome] | None = None
+
+    async def run(self) -> Outcome:
+        """Work it to its outcome, and write what follows from it."""
+        self._work_task = asyncio.create_task(self._work())
+        try:
+            outcome = await self._work_task
+        except asyncio.CancelledError:
+            if self._decided is None:
+                raise
+            outcome = self._decided
+        except _GaveUp as error:
+            outcome = Lost(str(error))
+        except Exception as error:
+            outcome = outcome_of(error)
+            if isinstance(outcome, Retryable) and outcome.code == "internal_error":
+                _log.exception("meet a bug", extra=self._fields())
+        return await self._conclude(self._decided or outcome)
+
+    def stop(self, reason: str) -> None:
+        """It is no longer ours: stop computing and write nothing."""
+        self._decide(Lost(reason))
+
+    def give_back(self) -> None:
+        """Stop computing and let another worker go on."""
+        self._decide(GivenBack())
+
+    def _decide(self, outcome: Outcome) -> None:
+        self._decided = self._decided or outcome
+        if self._work_task is not None:
+            self._work_task.cancel()
+
+    # ---- from grant to outcome
+
+    async def _work(self) -> Outcome:
+        if self._decided is not None:
+            return self._decided
+        await self._until_room(self)
+        begun = await self._call(lambda: self._queue.begin(self.grant))
+        if begun is None:
+            return Lost("fenced at begin")
+        self._seq = begun.seq
+        done = tokens_done(await self._call(lambda: self._queue.output(self.grant.request))) if begun.seq else ()
+        needed_tokens = self._engine.cost(begun.request).tokens
+        self.holding = Holding(self.grant.cost_tokens, needed_tokens)
+        if needed_tokens > self._info.limit_tokens:
+            limit = self._info.limit_tokens
+            return Failed("unschedulable", f"The request needs up to {needed_tokens} KV tokens; this worker holds {limit}.")
+        generation = asyncio.create_task(self._generate(begun, done))
+        try:
+            return await self._write_until_ended(generation)
+        finally:
+            generation.cancel()
+            # Closing the engine's iterator IS cancel: it is over before anything is written about the outcome.
+            await asyncio.gather(generation, return_exceptions=True)
+
+    async def _generate(self, begun: Begun, done: Any) -> Completed:
+        """Take what the engine says into `_gathered`, to the end."""
+        self.generating = True
+        try:
+            async with aclosing(self._engine.generate(begun.request, done)) as answer:  # type: ignore[type-var]
+                async for chunk in answer:
+                    self._gathered.add(chunk)
+                    self._on_tokens(len(chunk.tokens) or bool(chunk.text))
+                    self._fresh.set()
+                    if chunk.finish_reason is not None:
+                        self._said_last = True
+                        return Completed(_detail(chunk))
+            raise EngineError("engine_error", "The engine ended an answer without saying why.", retryable=True)
+        finally:
+            self.generating = False
+            self._fresh.set()
+
+    async def _write_until_ended(self, generation: asyncio.Task[Completed]) -> Outcome:
+        """Append what gathers. The last piece is left for `finish`, which carries it."""
+        last_write_at = 0.0
+        while True:
+            await self._fresh.wait()
+            if self._said_last:
+                await asyncio.wait({generation})
+            gap_s = last_write_at + _BUSY_GAP_S - time.monotonic()
+            if gap_s > 0 and not generation.done() and self._is_busy() and self._gathered.size < _FULL_SIZE:
+                await asyncio.wait({generation}, timeout=gap_s)
+            self._fresh.clear()
+            ended = generation.done()
+            for _ in range(len(self._gathered) - ended):  # what comes meanwhile gathers
+                last_write_at = time.monotonic()
+                status = await self._append(self._gathered.take())
+                if status is WriteStatus.FENCED:
+                    return Lost("fenced at append")
+                if status is WriteStatus.GAP:
+                    return self._gap()
+            if ended:
+                return generation.result()
+
+    # ---- from outcome to consequence
+
+    async def _conclude(self, outcome: Outcome) -> Outcome:
+        try:
+            match outcome:
+                case Completed(detail):
+                    return await self._finish(outcome, detail, RequestState.COMPLETED)
+                case Failed(code, message):
+                    detail = msgspec.json.encode({"error": {"code": code, "message": message}})
+                    return await self._finish(outcome, detail, RequestState.FAILED)
+                case Retryable(code, message):
+                    await self._call(lambda: self._queue.retry(self.grant, code, message))
+                case GivenBack():
+                    await self._call(lambda: self._queue.release(self.grant))
+                case Lost() | Crashed():
+                    pass
+        except _GaveUp as error:
+            return Lost(str(error))
+        return outcome
+
+    async def _finish(self, outcome: Outcome, detail: bytes, state: RequestState) -> Outcome:
+        while len(self._gathered) > 1:
+            await self._append(self._gathered.take())
+        last = self._gathered.take()
+        seq = self._seq + 1
+        status = await self._call(lambda: self._queue.finish(self.grant, seq, last, detail, state=state))
+        if status is WriteStatus.GAP:
+            outcome = self._gap()
+            await self._call(lambda: self._queue.release(self.grant))
+        return Lost("fenced at finish") if status is WriteStatus.FENCED else outcome
+
+    def _gap(self) -> Outcome:
+        # Redis has less than we wrote (it went back in time), or we counted wrong: another attempt reads what is there.
+        _log.error("find a gap in the output", extra={**self._fields(), "seq": self._seq + 1})
+        return GivenBack()
+
+    # ---- speaking with Redis
+
+    async def _append(self, data: bytes) -> WriteStatus:
+        status = await self._call(lambda: self._queue.append(self.grant, self._seq + 1, data))
+        if status in (WriteStatus.OK, WriteStatus.DUP):
+            self._seq += 1
+        return status
+
+    async def _call(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Repeat a call that may be repeated until Redis answers. A stop does not break off what is on the wire."""
+        backoff_s = _FIRST_BACKOFF_S
+        give_up_at = time.monotonic() + self._give_up_s
+        while True:
+            try:
+                return await _unbroken(call())
+            except STORE_FAULT as error:
+                # Away, or at its memory limit: both pass. Anything else is a bug that no repeating mends.
+                if not as_penstock(error).kind.retryable:
+                    raise
+                if time.monotonic() + backoff_s > give_up_at:
+                    raise _GaveUp("Redis was away for too long") from error
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(_LAST_BACKOFF_S, backoff_s * 2)
+
+    def _fields(self) -> dict[str, object]:
+        return {"request": self.grant.request, "attempt": self.grant.attempt}
+
+
+class _GaveUp(Exception):
+    """Redis did not answer for so long that the lease is surely lost."""
+
+
+async def _unbroken(call: Awaitable[_T]) -> _T:
+    """Await a call that goes on when we are cancelled: breaking a reply off costs its connection."""
+    task = asyncio.ensure_future(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda t: t.cancelled() or t.exception())
+        raise
+
+
+def _detail(last: Chunk) -> bytes:
+    usage = Usage(last.prompt_tokens, last.completion_tokens).as_openai()
+    return msgspec.json.encode({"finish_reason": last.finish_reason, "usage": usage})

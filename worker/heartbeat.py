@@ -1,0 +1,167 @@
+"""The heartbeat: every beat renews the leases, parks the pull and says that the worker lives.
+
+Inference runs elsewhere (a child process), so nothing here waits for it; but leases are renewed only while the engine
+makes steps: a hung GPU must lose its requests. Never here: what is held (worker/held.py), what to offer (admission.py).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from dispatch.faults import STORE_FAULT
+from dispatch.fleet import Fleet
+from dispatch.messages import Heartbeat, Offer
+from dispatch.queue import Queue
+from worker.held import Held
+
+_log = logging.getLogger("penstock.worker")
+_COMPLAIN_EVERY_S = 30.0
+
+
+class Complaint:
+    """Says that Redis is away: at once, then once in a while, and when it is back."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._since: float | None = None
+        self._said_at = 0.0
+
+    def failed(self, error: Exception) -> None:
+        now = time.monotonic()
+        self._since = self._since or now
+        if now - self._said_at >= _COMPLAIN_EVERY_S:
+            self._said_at = now
+            _log.warning(f"cannot {self._what}: Redis does not answer", extra={"error.type": type(error).__name__})
+
+    def worked(self) -> bool:
+        """Note a success; True if it ends an outage."""
+        if self._since is None:
+            return False
+        _log.warning("reach Redis again", extra={"away_s": round(time.monotonic() - self._since, 1)})
+        self._since, self._said_at = None, 0.0
+        return True
+
+
+class Steps:
+    """Whether the engine makes steps while it owes some. `on_hung` is told when it made none for twice `stall_s`."""
+
+    def __init__(self, count: Callable[[], int], stall_s: float, on_hung: Callable[[float], None]) -> None:
+        self._count = count
+        self._on_hung = on_hung
+        self._stall_s = stall_s
+        self._last = -1
+        self._moved_at = 0.0
+        self.stalled = False
+
+    def look(self, owing: bool, now: float) -> bool:
+        """Look again; True while leases may be renewed."""
+        count = self._count()
+        if count != self._last or not owing:
+            self._last, self._moved_at = count, now
+        silent_s = now - self._moved_at
+        stalled = silent_s > self._stall_s
+        if stalled and not self.stalled:
+            _log.error("see no step of the engine: leases are left to lapse", extra={"silent_s": round(silent_s, 1)})
+        if silent_s > 2 * self._stall_s:
+            self._on_hung(silent_s)
+        self.stalled = stalled
+        return not stalled
+
+
+class Heart:
+    """Beats until cancelled. `offer` is None while there is nothing to park (starting, loading)."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        fleet: Fleet,
+        held: Held,
+        steps: Steps,
+        *,
+        say: Callable[[], Heartbeat],
+        offer: Callable[[], Offer | None],
+        on_barred: Callable[[], None],
+        on_return: Callable[[], None],
+        every_s: float,
+        ttl_s: float,
+    ) -> None:
+        self._queue = queue
+        self._fleet = fleet
+        self._held = held
+        self._steps = steps
+        self._say = say
+        self._offer = offer
+        self._on_barred = on_barred
+        self._on_return = on_return
+        self._every_s = every_s
+        self._ttl_ms = int(ttl_s * 1000)
+        self._complaint = Complaint("beat")
+        self._beating = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Beat at a steady pace, whatever a beat takes."""
+        due = time.monotonic()
+        while True:
+            try:
+                await self.beat()
+            except Exception:
+                # A bug must not end the beat: the worker would go on deaf, and lose all it holds.
+                _log.exception("meet a bug in a heartbeat")
+            due = max(due + self._every_s, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+
+    async def beat(self) -> None:
+        """One beat. Redis being away is noted and survived.
+
+        One at a time: an older offer must not overtake the one that says "no more".
+        """
+        async with self._beating:
+            await self._beat()
+
+    async def _beat(self) -> None:
+        renewing = self._steps.look(self._held.is_generating(), time.monotonic())
+        results = await asyncio.gather(
+            self._fleet.beat(self._say(), self._ttl_ms),
+            self._renew() if renewing else _nothing(),
+            self._park(renewing),
+            return_exceptions=True,
+        )
+        failed = next((r for r in results if isinstance(r, BaseException)), None)
+        if failed is None:
+            if self._complaint.worked():
+                self._on_return()
+        elif isinstance(failed, STORE_FAULT):
+            self._complaint.failed(failed)
+        else:
+            raise failed
+
+    async def _renew(self) -> None:
+        offer = self._offer()
+        if offer is None:
+            return
+        named = self._held.grants()
+        renewed = await self._queue.renew(offer.worker, named)
+        lost = set(renewed.lost)
+        for grant in named:
+            execution = self._held.find(grant.request, grant.attempt)
+            if grant.request in lost and execution is not None:
+                execution.stop("its lease was lost")
+        for grant in renewed.unknown:
+            # Begun while the renewal was on its way, or else a begin of ours whose reply was lost for good.
+            if self._held.find(grant.request, grant.attempt) is None:
+                _log.warning("give back what is not known here", extra={"request": grant.request, "attempt": grant.attempt})
+                await self._queue.release(grant)
+
+    async def _park(self, makes_steps: bool) -> None:
+        offer = self._offer()
+        if offer is None:
+            return
+        if not makes_steps:
+            offer = Offer(offer.worker, offer.model, offer.limit_tokens, offer.slots, offer.weight, accepting=False)
+        if (await self._queue.park(offer)).barred:
+            self._on_barred()
+
+
+async def _nothing() -> None:
+    """A beat without a renewal."""
