@@ -107,7 +107,6 @@ def run_gateway(args: argparse.Namespace) -> int:
 def run_worker(args: argparse.Namespace) -> int:
     """Work until SIGTERM or Ctrl-C."""
     settings = _role_settings(args, "worker")
-    _refuse_missing_folder(settings)
     from worker.worker import run
 
     return int(run(settings) or OK)
@@ -125,6 +124,8 @@ def _role_settings(args: argparse.Namespace, service: str) -> "Settings":
     if not settings.redis.url:
         settings = load_settings({**settings_flags(args), "redis.url": _LOCAL_REDIS})
     configure(settings, service)
+    if service == "worker":
+        _refuse_missing_folder(settings)
     import asyncio
 
     from dispatch.checks import wait_until_ready

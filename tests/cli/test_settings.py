@@ -1,0 +1,188 @@
+"""Settings: flag > environment > .env > penstock.toml > default; unknown keys and bad values are told, secrets are not."""
+
+from pathlib import Path
+
+import pytest
+
+from dispatch.configuration import Origin, as_environment, leaves, load, load_settings, secrets_of, shown, variable
+from dispatch.errors import PenstockError
+from dispatch.settings import Settings
+
+
+def refused(flags: dict[str, object], environment: dict[str, str], folder: Path) -> PenstockError:
+    with pytest.raises(PenstockError) as caught:
+        load_settings(flags, environment=environment, folder=folder)
+    assert caught.value.code == "bad_setting"
+    return caught.value
+
+
+def test_each_layer_beats_the_one_below(tmp_path: Path) -> None:
+    port = "gateway.port"
+    layers: list[tuple[int, str]] = []
+
+    def look(flags: dict[str, object], environment: dict[str, str]) -> None:
+        loaded = load(flags, environment=environment, folder=tmp_path)
+        layers.append((loaded.settings.gateway.port, loaded.origins[port].layer))
+
+    look({}, {})
+    (tmp_path / "penstock.toml").write_text("[gateway]\nport = 1001\n")
+    look({}, {})
+    (tmp_path / ".env").write_text("PENSTOCK_GATEWAY__PORT=1002\nSOMETHING_ELSE=1\n")
+    look({}, {})
+    look({}, {"PORT": "1003"})
+    look({}, {"PORT": "1003", "PENSTOCK_GATEWAY__PORT": "1004"})
+    look({port: "1005"}, {"PENSTOCK_GATEWAY__PORT": "1004"})
+    assert layers == [
+        (8000, "default"),
+        (1001, "penstock.toml"),
+        (1002, ".env"),
+        (1003, "environment"),
+        (1004, "environment"),
+        (1005, "flag"),
+    ]
+
+
+def test_layers_merge_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "penstock.toml").write_text('[gateway]\nport = 1001\nhost = "127.0.0.2"\n')
+    settings = load_settings({"gateway.port": "7"}, environment={}, folder=tmp_path)
+    assert (settings.gateway.host, settings.gateway.port) == ("127.0.0.2", 7)
+
+
+def test_a_flag_not_given_is_no_flag(tmp_path: Path) -> None:
+    assert load_settings({"gateway.port": None}, environment={"PORT": "9"}, folder=tmp_path).gateway.port == 9
+
+
+def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
+    loaded = load({}, environment={"PENSTOCK_API_KEYS": "", "PENSTOCK_GATEWAY__PORT": ""}, folder=tmp_path)
+    assert loaded.settings == Settings()
+
+
+def test_api_keys_are_comma_separated(tmp_path: Path) -> None:
+    keys = load_settings({}, environment={"PENSTOCK_API_KEYS": "one, two,"}, folder=tmp_path).api_keys
+    assert [key.get_secret_value() for key in keys] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("name", "key"), [("REDIS_URL", "redis.url"), ("LOG_LEVEL", "log.level"), ("PORT", "gateway.port")])
+def test_names_of_other_tools_are_taken(name: str, key: str, tmp_path: Path) -> None:
+    value = {"REDIS_URL": "redis://elsewhere:1/0", "LOG_LEVEL": "WARNING", "PORT": "81"}[name]
+    assert load({}, environment={name: value}, folder=tmp_path).origins[key] == Origin("environment", name)
+
+
+@pytest.mark.parametrize(
+    ("environment", "suggestion"),
+    [
+        ({"PENSTOCK_GATWAY__PORT": "1"}, "PENSTOCK_GATEWAY__PORT"),
+        ({"PENSTOCK_PORT": "1"}, "PENSTOCK_GATEWAY__PORT"),
+        ({"PENSTOCK_WORKER__MODLE": "x"}, "PENSTOCK_WORKER__MODEL"),
+        ({"PENSTOCK_LOG__LVL": "x"}, "PENSTOCK_LOG__LEVEL"),
+    ],
+)
+def test_an_unknown_variable_gets_a_suggestion(environment: dict[str, str], suggestion: str, tmp_path: Path) -> None:
+    error = refused({}, environment, tmp_path)
+    assert next(iter(environment)) in error.message
+    assert suggestion in error.hint
+
+
+def test_an_unknown_key_of_the_file_gets_a_suggestion(tmp_path: Path) -> None:
+    (tmp_path / "penstock.toml").write_text("[worker]\nengin = 'sim'\n")
+    error = refused({}, {}, tmp_path)
+    assert "worker.engin" in error.message
+    assert "penstock.toml" in error.message
+    assert "worker.engine" in error.hint
+
+
+def test_an_unknown_section_gets_a_suggestion(tmp_path: Path) -> None:
+    (tmp_path / "penstock.toml").write_text("[gatewy]\nport = 1\n")
+    assert "gateway" in refused({}, {}, tmp_path).hint
+
+
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "penstock.toml").write_text("[gateway\n")
+    error = refused({}, {}, tmp_path)
+    assert "penstock.toml" in error.message
+    assert "line 1" in error.message
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "parts"),
+    [
+        ({"gateway.port": "70000"}, {}, ["gateway.port", "70000", "flag", "65535"]),
+        ({}, {"PENSTOCK_GATEWAY__PORT": "x"}, ["gateway.port", "'x'", "environment PENSTOCK_GATEWAY__PORT", "integer"]),
+        ({}, {"PENSTOCK_WORKER__ENGINE": "vllm"}, ["worker.engine", "vllm", "transformers", "sim", "upstream"]),
+        ({}, {"LOG_LEVEL": "loud"}, ["log.level", "loud", "environment LOG_LEVEL"]),
+    ],
+)
+def test_a_bad_value_is_told_with_key_value_and_origin(
+    flags: dict[str, object], environment: dict[str, str], parts: list[str], tmp_path: Path
+) -> None:
+    error = refused(flags, environment, tmp_path)
+    assert [part for part in parts if part not in error.message] == []
+    assert error.hint
+
+
+def test_secrets_from_files(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter22\n")
+    environment = {"PENSTOCK_REDIS__PASSWORD_FILE": str(tmp_path / "secret"), "PENSTOCK_REDIS__URL": "redis://host:1/0"}
+    settings = load_settings({}, environment=environment, folder=tmp_path)
+    assert settings.redis.url == "redis://:hunter22@host:1/0"
+
+
+def test_a_secret_twice_is_refused_without_showing_it(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter22\n")
+    environment = {"PENSTOCK_REDIS__PASSWORD_FILE": str(tmp_path / "secret"), "PENSTOCK_REDIS__PASSWORD": "hunter23"}
+    error = refused({}, environment, tmp_path)
+    assert "hunter" not in str(error)
+
+
+def test_a_missing_secret_file_is_named(tmp_path: Path) -> None:
+    error = refused({}, {"PENSTOCK_API_KEYS_FILE": str(tmp_path / "nothing")}, tmp_path)
+    assert "PENSTOCK_API_KEYS_FILE" in error.message
+    assert "No such file" in error.message
+
+
+def test_a_misspelt_secret_is_not_repeated(tmp_path: Path) -> None:
+    assert "hunter22" not in str(refused({}, {"PENSTOCK_REDIS__PASWORD": "hunter22"}, tmp_path))
+
+
+def test_a_password_is_quoted_into_the_url_and_an_own_one_stays(tmp_path: Path) -> None:
+    environment = {"PENSTOCK_REDIS__PASSWORD": "p@ss/word"}
+    settings = load_settings({"redis.url": "rediss://user@host:1/2"}, environment=environment, folder=tmp_path)
+    assert settings.redis.url == "rediss://user:p%40ss%2Fword@host:1/2"
+    settings = load_settings({"redis.url": "redis://:own@host:1/2"}, environment=environment, folder=tmp_path)
+    assert settings.redis.url == "redis://:own@host:1/2"
+
+
+def test_what_is_shown_hides_secrets() -> None:
+    assert shown("redis.url", "redis://:pw@host:1/0") == "redis://:***@host:1/0"
+    assert shown("redis.url", "redis://host:1/0") == "redis://host:1/0"
+    assert shown("redis.password", "pw") == "***"
+    assert shown("api_keys", ("a", "b")) == ["***", "***"]
+
+
+def test_a_child_loads_exactly_what_its_parent_has(tmp_path: Path) -> None:
+    """`up` hands its settings down by the environment: nothing may be lost or changed on the way."""
+    flags = {"worker.sim_speed": "inf", "worker.kv_tokens": "4096", "redis.url": "redis://:p%40ss@host:1/0", "data_dir": "/x y"}
+    settings = load_settings(flags, environment={"PENSTOCK_API_KEYS": "one,two"}, folder=tmp_path)
+    (tmp_path / "penstock.toml").write_text("[gateway]\nport = 1\n")
+    (tmp_path / ".env").write_text("PENSTOCK_WORKER__MODEL=other\n")
+    assert load_settings({}, environment=as_environment(settings), folder=tmp_path) == settings
+
+
+def test_every_secret_is_known_to_the_mask(tmp_path: Path) -> None:
+    environment = {
+        "PENSTOCK_API_KEYS": "key-one,key-two",
+        "PENSTOCK_WORKER__UPSTREAM_API_KEY": "key-up",
+        "REDIS_URL": "redis://:p%40ss@h:1",
+    }
+    assert set(secrets_of(load_settings({}, environment=environment, folder=tmp_path))) == {
+        "key-one",
+        "key-two",
+        "key-up",
+        "p%40ss",
+        "p@ss",
+    }
+
+
+def test_every_setting_has_a_description_and_a_variable() -> None:
+    assert [key for key, field in leaves(Settings) if not field.description] == []
+    assert variable("redis.url") == "PENSTOCK_REDIS__URL"
