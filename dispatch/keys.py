@@ -1,7 +1,7 @@
 """Every key in Redis: its type, fields, TTL, who writes and who reads it. Pure.
 
 Keys in a shard carry its tag, so that one script sees them all on one node. The scripts derive the same names from
-the tag (`scripts/lib/keys.lua`); a test holds both equal. A client's words never become a key unless checked here.
+the tag (`scripts/lib/ground.lua`); a test holds both equal. A client's words never become a key unless checked here.
 
 key                                type    holds                                        TTL            written / read by
 {s}:queue:<model>:<priority>       stream  the waiting: `id`, `cost`                    none (a line)  enqueue, sweep / meet
@@ -25,6 +25,7 @@ key                                type    holds                                
 {s}:stats:<model>                  hash    counters of endings and tokens               none (a model)
 {s}:paused                         set     models whose lines are paused                none
 {s}:swept                          string  when the last sweep was, ms                  1 day
+{s}:amnesty                        string  no lease ends before this, ms                lease + 60 s   sweep / sweep
 worker:<id>                        string  Heartbeat, JSON                              heartbeat TTL  worker / fleet
 workers                            zset    worker id -> last beat, ms                   swept by readers
 model:<name>                       string  ModelCard, JSON                              none (a model)
@@ -73,6 +74,12 @@ class ShardKeys:
     def queue_front(self, model: str, priority: Priority) -> str:
         return f"{self._tag}queue:{model}:{priority}:front"
 
+    def sizes(self, model: str, priority: Priority) -> str:
+        return f"{self._tag}sizes:{model}:{priority}"
+
+    def sizes_front(self, model: str, priority: Priority) -> str:
+        return f"{self._tag}sizes:{model}:{priority}:front"
+
     def parked(self, model: str) -> str:
         return f"{self._tag}parked:{model}"
 
@@ -110,6 +117,9 @@ class ShardKeys:
     def gateway(self, gateway: str) -> str:
         return f"{self._tag}gateway:{gateway}"
 
+    def idempotency(self, tenant: str, key_sha256: str) -> str:
+        return f"{self._tag}idempotency:{tenant}:{key_sha256}"
+
     @property
     def requests(self) -> str:
         return f"{self._tag}requests"
@@ -124,6 +134,14 @@ class ShardKeys:
     @property
     def paused(self) -> str:
         return f"{self._tag}paused"
+
+    @property
+    def swept(self) -> str:
+        return f"{self._tag}swept"
+
+    @property
+    def amnesty(self) -> str:
+        return f"{self._tag}amnesty"
 
 
 WORKERS = "workers"

@@ -9,6 +9,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from dispatch import messages as m
+from dispatch.batching import Batched
 from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
 from dispatch.states import OnDisconnect, Priority, RequestState
@@ -22,21 +23,22 @@ class Looking:
     def __init__(self, redis: Redis, shard_keys: ShardKeys) -> None:
         # redis-py types a reply as the union of all protocols' shapes; redis_client pins one, so the shapes here are known.
         self._redis: Any = redis
+        self._batched = Batched(redis)
         self._keys = shard_keys
 
     async def record(self, request: str) -> m.RequestRecord | None:
         """A request's stored hash, or None."""
-        fields: Mapping[bytes, bytes] = await self._redis.hgetall(self._keys.request(request))
+        fields: Mapping[bytes, bytes] = await self._batched.execute("HGETALL", self._keys.request(request))
         return _record(request, fields, self._keys.request(request)) if fields else None
 
     async def input(self, request: str) -> m.InferenceRequest | None:
         """What was asked, as long as it is kept."""
-        stored = await self._redis.get(self._keys.input(request))
+        stored = await self._batched.execute("GET", self._keys.input(request))
         return None if stored is None else m.decode(stored, m.InferenceRequest, self._keys.input(request))
 
     async def tombstone(self, request: str) -> RequestState | None:
         """How a request ended that is no longer kept, or None."""
-        state = await self._redis.get(self._keys.tombstone(request))
+        state = await self._batched.execute("GET", self._keys.tombstone(request))
         return RequestState(state.decode()) if state else None
 
     async def output(self, request: str) -> list[m.LogEntry]:

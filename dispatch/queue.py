@@ -41,7 +41,7 @@ class Queue(Looking):
 
     async def _run(self, name: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes) -> Any:
         now = self._now() if self._now else ""
-        return await self._scripts[name](self._redis, self._keys.timers, rest, now=now, **values)
+        return await self._scripts[name](self._batched, self._keys.timers, rest, now=now, **values)
 
     # ---- clients' side
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
+from dispatch.batching import Batched
 from dispatch.rules import QueueRules
 
 NAMES = (
@@ -46,7 +47,9 @@ class Script:
         self._args = args
         self._takes_rest = takes_rest
 
-    async def __call__(self, redis: Any, key: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes) -> Any:
+    async def __call__(
+        self, redis: Batched, key: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes
+    ) -> Any:
         """Run it on the shard whose timers are `key`. Loads it where the server has forgotten it."""
         if rest and not self._takes_rest:
             raise TypeError(f"{self.name}.lua takes no further arguments")
@@ -54,9 +57,9 @@ class Script:
         if values:
             raise TypeError(f"{self.name}.lua has no argument {', '.join(values)}")
         try:
-            return await redis.evalsha(self._sha, 1, key, *arguments, *rest)
+            return await redis.execute("EVALSHA", self._sha, 1, key, *arguments, *rest)
         except NoScriptError:
-            return await redis.eval(self.source, 1, key, *arguments, *rest)
+            return await redis.execute("EVAL", self.source, 1, key, *arguments, *rest)
 
 
 def _read(name: str) -> str:
