@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -84,9 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         feed.close_all()
         await feed.settle()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop_tasks(tasks)
         await blocking.aclose()
         await redis.aclose()
         log.info("Stopped the gateway", extra={"gateway": feed.gateway})
@@ -116,6 +114,15 @@ async def _for_ever(name: str, role: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             log.exception("A background role failed", extra={"role": name})
         await asyncio.sleep(_AGAIN_S)
+
+
+async def stop_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel until they are done: redis-py sends with asyncio.wait_for, which in Python 3.11 can swallow a cancel."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.5)
 
 
 def redis_url(settings: Settings) -> str:

@@ -1,5 +1,8 @@
 """Reading a JSON body within limits, before any work is done with it. Never here: what its fields mean (admission.py)."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -8,6 +11,8 @@ from fastapi import Request
 from dispatch.errors import PenstockError
 
 MAX_DEPTH = 32
+_DISCARD_BYTES = 16 * 1024 * 1024
+_DISCARD_S = 2.0
 
 
 async def read_body(http_request: Request, max_bytes: int) -> bytes:
@@ -30,14 +35,29 @@ async def read_body(http_request: Request, max_bytes: int) -> bytes:
             param="content-type",
         )
     declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
     body = bytearray()
-    async for piece in http_request.stream():
+    pieces = http_request.stream()
+    too_large = declared.isdigit() and int(declared) > max_bytes
+    while not too_large:
+        piece = await anext(pieces, None)
+        if piece is None:
+            return bytes(body)
         body += piece
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-    return bytes(body)
+        too_large = len(body) > max_bytes
+    body.clear()
+    await _discard(pieces)
+    raise _too_large(max_bytes)
+
+
+async def _discard(pieces: AsyncIterator[bytes]) -> None:
+    """Read on for a while: a client that is still sending when the connection closes never sees why."""
+    discarded = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            async for piece in pieces:
+                discarded += len(piece)
+                if discarded > _DISCARD_BYTES:
+                    return
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

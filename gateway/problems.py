@@ -59,6 +59,8 @@ def problem(error: PenstockError, *, headers: Mapping[str, str] | None = None) -
     if kind.retryable and kind.status in _RETRY_STATUSES:
         low, high = _RETRY_AFTER_RANGE_S
         sent["retry-after"] = str(min(high, max(low, error.retry_after_s or _DEFAULT_RETRY_AFTER_S)))
+    if kind.status == 413:
+        sent["connection"] = "close"  # the rest of the body is not read: nothing more can be said on this connection
     if kind.status == 401:
         sent["www-authenticate"] = 'Bearer realm="penstock"'
     return Response(msgspec.json.encode(body), kind.status, sent, PROBLEM_TYPE)

@@ -22,7 +22,7 @@ from gateway.sse import ABORT_EXTENSION
 log = logging.getLogger("penstock.gateway")
 
 _BACKLOG = 2048
-_CLOSE_WITHIN_S = 5  # after the streams were told to end
+_CLOSE_WITHIN_S = 2  # after the streams were told to end
 _LOOK_EVERY_S = 0.05
 
 

@@ -54,6 +54,7 @@ class Reader:
         self._unread_bytes = 0
         self._stale = not attached
         self._attaching = False
+        self._reading = False
         self._early: list[LogEntry] = []  # offered while an attach is under way
         self._wake = asyncio.Event()
         self._abort = asyncio.Event()
@@ -63,7 +64,13 @@ class Reader:
 
         A None among them means: forget everything before, the log starts anew (Redis went back in time).
         """
-        deadline = time.monotonic() + silence_s
+        self._reading = True
+        try:
+            return await self._next(time.monotonic() + silence_s)
+        finally:
+            self._reading = False
+
+    async def _next(self, deadline: float) -> list[LogEntry | None]:
         while not self._items and self.over is None:
             if self._stale and not self.ended and not await self._reattach(deadline):
                 return []
@@ -111,7 +118,8 @@ class Reader:
             self.doubt()
             return
         self._unread_bytes += len(entry.data)
-        if self._unread_bytes > self._feed.buffer_bytes and self._items:
+        # One that waits for entries reads all it is given: a burst of the feed does not make it slow.
+        if self._unread_bytes > self._feed.buffer_bytes and self._items and not self._reading:
             self.finish(Over.CUT)
             return
         self._take(entry)

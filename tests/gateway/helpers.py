@@ -15,7 +15,7 @@ from dispatch.fleet import Fleet
 from dispatch.queue import Queue
 from dispatch.settings import GatewaySettings, QueueSettings, RedisSettings, Settings
 from dispatch.states import RequestState, WorkerState
-from gateway.app import build
+from gateway.app import build, stop_tasks
 from gateway.context import Gateway
 from gateway.serve import GatewayServer, bind
 
@@ -39,7 +39,7 @@ def settings_for(url: str, *, keys: tuple[str, ...] = (), queue: dict[str, Any] 
     return Settings(
         api_keys=keys,
         redis=RedisSettings(url=url),
-        gateway=GatewaySettings(port=0, **gateway),
+        gateway=GatewaySettings(port=0, **{"drain_timeout_s": 0, **gateway}),
         queue=QueueSettings(**(queue or {})),
     )
 
@@ -68,7 +68,6 @@ async def serving(settings: Settings, headers: dict[str, str] | None = None) -> 
             yield Running(url, server, app.state.gateway, client)
     finally:
         server.should_exit = True
-        server.force_exit = True
         await asyncio.wait_for(task, 10)
 
 
@@ -156,9 +155,25 @@ async def working(worker: FakeWorker) -> AsyncIterator[FakeWorker]:
         await until(lambda: worker.fleet.card(worker.model))
         yield worker
     finally:
-        for each in (task, *worker.tasks.values()):
-            each.cancel()
-        await asyncio.gather(task, *worker.tasks.values(), return_exceptions=True)
+        await stop_tasks([task, *worker.tasks.values()])
+
+
+class Tap:
+    """Lets a fake worker write its chunks up to a number."""
+
+    def __init__(self, worker: FakeWorker) -> None:
+        self._open = 0
+        self._moved = asyncio.Condition()
+        worker.gate = self._gate
+
+    async def to(self, chunks: int) -> None:
+        async with self._moved:
+            self._open = chunks
+            self._moved.notify_all()
+
+    async def _gate(self, _: object, n: int) -> None:
+        async with self._moved:
+            await self._moved.wait_for(lambda: n < self._open)
 
 
 @dataclass(frozen=True)
