@@ -140,6 +140,25 @@ async def test_an_error_in_the_middle_of_a_stream(data: Any) -> None:
     assert failed.value.retryable and got == ["half"]
 
 
+async def test_a_connection_closed_before_any_answer_is_opened_anew() -> None:
+    async def script(path: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        if len(server.heard) > 1:
+            await says("second time")(path, body, writer)
+
+    async with talking(script) as (server, engine):
+        assert (await heard(engine))[0].text == "second time"
+
+
+async def test_a_server_that_always_hangs_up_is_an_error() -> None:
+    async def script(path: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        pass
+
+    async with talking(script) as (_, engine):
+        with pytest.raises(EngineError, match="closed or refused") as failed:
+            await heard(engine)
+    assert failed.value.retryable
+
+
 async def test_closing_hangs_up_on_the_server() -> None:
     async def script(path: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         open_stream(writer)

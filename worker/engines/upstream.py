@@ -28,6 +28,8 @@ _WAIT_S = 30.0
 """How long `start` waits for a server that is itself just starting."""
 _SILENCE_S = 300.0
 """How long the server may say nothing in the middle of an answer (a long prefill, a full queue of its own)."""
+_IDLE_S = 2.0
+_MAX_STALE = 3
 _MAX_ERROR_BYTES = 65_536
 _RETRYABLE_STATUS = frozenset({408, 425, 429})
 _UNSUPPORTED_FIELDS = ("tools", "functions", "logprobs")
@@ -57,7 +59,9 @@ class UpstreamEngine:
         self._client = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
             timeout=httpx2.Timeout(connect=5.0, read=_SILENCE_S, write=30.0, pool=None),
-            limits=httpx2.Limits(max_connections=self._slots + 4, max_keepalive_connections=self._slots),
+            limits=httpx2.Limits(
+                max_connections=self._slots + 4, max_keepalive_connections=self._slots, keepalive_expiry=_IDLE_S
+            ),
         )
 
     async def start(self) -> EngineInfo:
@@ -90,31 +94,39 @@ class UpstreamEngine:
         path, body = _path(request), _body(request, self._model)
         answer = _Answer(request)
         try:
-            while True:
-                if self._include_usage:
-                    body["stream_options"] = {"include_usage": True}
-                async with self._client.stream("POST", self._url + path, json=body) as response:
-                    if response.status_code in (400, 422) and "stream_options" in body:
-                        error = await _error_of(response)
-                        if "stream_options" not in str(error):
-                            raise error
-                        # An older server that does not know the field: ask again without, from now on.
-                        self._include_usage = False
-                        del body["stream_options"]
-                        continue
-                    if response.status_code != 200:
-                        raise await _error_of(response)
-                    async for chunk in answer.read(response):
-                        yield chunk
-                    return
-        except httpx2.TimeoutException as error:
-            raise EngineError(
-                "upstream_error", f"The upstream server said nothing for too long ({_name(error)}).", retryable=True
-            ) from error
+            response = await self._ask(path, body)
+            try:
+                async for chunk in answer.read(response):
+                    yield chunk
+            finally:
+                await response.aclose()
         except httpx2.RequestError as error:
-            raise EngineError(
-                "upstream_error", f"The connection to the upstream server failed ({_name(error)}).", retryable=True
-            ) from error
+            raise _unreachable(error) from error
+
+    async def _ask(self, path: str, body: dict[str, Any]) -> httpx2.Response:
+        """The server's answer, its body still to be read."""
+        stale = _MAX_STALE
+        while True:
+            if self._include_usage:
+                body["stream_options"] = {"include_usage": True}
+            sending = self._client.build_request("POST", self._url + path, json=body)
+            try:
+                response = await self._client.send(sending, stream=True)
+            except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
+                # The server closed an idle connection just as we used it again.
+                stale -= 1
+                if not stale:
+                    raise
+                continue
+            if response.status_code == 200:
+                return response
+            error = await _error_of(response)
+            if response.status_code in (400, 422) and "stream_options" in body and "stream_options" in str(error):
+                # An older server that does not know the field: ask again without, from now on.
+                self._include_usage = False
+                del body["stream_options"]
+                continue
+            raise error
 
     async def probe(self) -> None:
         messages = ({"role": "user", "content": "ping"},)
@@ -259,10 +271,13 @@ def _body(request: InferenceRequest, model: str) -> dict[str, Any]:
 async def _error_of(response: httpx2.Response) -> EngineError:
     """The server's refusal, typed: whose fault, and whether another try may help."""
     content = b""
-    async for piece in response.aiter_bytes():
-        content += piece
-        if len(content) > _MAX_ERROR_BYTES:
-            break
+    try:
+        async for piece in response.aiter_bytes():
+            content += piece
+            if len(content) > _MAX_ERROR_BYTES:
+                break
+    finally:
+        await response.aclose()
     try:
         body: Any = msgspec.json.decode(content)
     except msgspec.DecodeError:
@@ -284,6 +299,11 @@ def _message(body: Any) -> str:
             return _message(body[name])
     text = body if isinstance(body, str) else msgspec.json.encode(body).decode()
     return text.strip()[:500] or "no message"
+
+
+def _unreachable(error: httpx2.RequestError) -> EngineError:
+    what = "said nothing for too long" if isinstance(error, httpx2.TimeoutException) else "closed or refused the connection"
+    return EngineError("upstream_error", f"The upstream server {what} ({_name(error)}).", retryable=True)
 
 
 def _name(error: Exception) -> str:
