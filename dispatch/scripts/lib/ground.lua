@@ -32,12 +32,14 @@ end
 local NUMBERS = {'cost', 'attempt', 'charged', 'crashes', 'lease', 'not_before', 'deadline', 'seq', 'reader_look',
   'max_attempts', 'created', 'queued_at', 'granted_at', 'begun_at', 'first_output_at', 'ended_at'}
 
--- A request's hash as a table, or nil. A key of another type is no request of ours: nil as well.
+-- A request's hash as a table, or nil. What is no request of ours (another type, another's fields) is nil as well:
+-- one damaged record must not stop the sweep of all.
 local function read_request(id)
   local flat = redis.pcall('HGETALL', k_request(id))
   if flat.err or #flat == 0 then return nil end
   local r = {id = id}
   for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
+  if not (r.model and r.state and r.chain) then return nil end
   for _, field in ipairs(NUMBERS) do r[field] = tonumber(r[field]) or 0 end
   return r
 end
