@@ -23,8 +23,9 @@ local function leave_place(r)
   return nil
 end
 
+-- Bounded, for nobody takes a stop out again: one that is trimmed away is told by renew, an unread grant by its lease.
 local function stop_worker(r, reason)
-  redis.call('XADD', k_inbox(r.worker), '*', 'kind', 'stop', 'id', r.id, 'attempt', r.attempt, 'reason', reason)
+  redis.call('XADD', k_inbox(r.worker), 'MAXLEN', '~', 1000, '*', 'kind', 'stop', 'id', r.id, 'attempt', r.attempt, 'reason', reason)
   redis.call('PEXPIRE', k_inbox(r.worker), WORKER_TTL_MS)
 end
 
