@@ -4,7 +4,8 @@
 -- args: now salt id attempt nonce seq last detail state
 -- returns status: ok | dup | gap | fenced
 local r = read_request(id)
-if r and (r.state == 'completed' or r.state == 'failed') and r.dead ~= '1' and r.nonce == nonce and r.attempt == tonumber(attempt) then
+local finished = r and (r.state == 'completed' or r.state == 'failed') and r.dead ~= '1'
+if finished and r.nonce == nonce and r.attempt == tonumber(attempt) then
   redis.call('HSET', k_request(id), 'ended_at', r.ended_at)
   return 'dup'
 end
