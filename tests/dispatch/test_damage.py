@@ -1,0 +1,108 @@
+"""What others wrote into our keys, or what the server forgot, does not stop the rest."""
+
+import pytest
+
+from dispatch import messages as m
+from dispatch.keys import ShardKeys
+from dispatch.queue import Queue
+from dispatch.states import Priority, RequestState
+from tests.dispatch import walks
+from tests.dispatch.test_planted_bugs import WALKS
+from tests.dispatch.twin import MODEL, Twin
+
+KEYS = ShardKeys("s0")
+LINE = KEYS.queue(MODEL, Priority.NORMAL)
+
+
+async def state(twin: Twin, request: str) -> RequestState:
+    record = await twin.queue.record(request)
+    assert record is not None
+    return record.state
+
+
+class Forgetful(Twin):
+    async def check(self) -> None:
+        await self.redis.script_flush()
+        await super().check()
+
+
+@pytest.mark.parametrize(
+    "walk", [walks.whole_life, walks.zombie, walks.engine_died, walks.nobody_reads], ids=lambda w: w.__name__
+)
+async def test_script_flush_at_any_time_is_harmless(twin: Twin, walk: walks.Walk) -> None:
+    assert walk in WALKS
+    await walk(Forgetful(twin.redis, walks.RULES))
+
+
+async def test_strange_entries_in_a_line_are_passed_over(twin: Twin, queue: Queue) -> None:
+    redis = twin.redis
+    await redis.xadd(LINE, {"junk": "x"})
+    await redis.xadd(LINE, {"id": "s0.unknown", "cost": "ten"})
+    await redis.xadd(LINE, {"id": "s0.unknown", "cost": "1"})
+    first, second = twin.new(), twin.new()
+    await queue.enqueue(first)
+    await queue.enqueue(second)
+    parked = await queue.park(m.Offer("w-1", MODEL, 100, 4, 1.0))
+    assert (parked.granted, parked.held, parked.room_tokens) == (2, 2, 80)
+    assert await redis.xlen(LINE) == 0
+    assert (await queue.stats(MODEL)).totals["bad_entries"] == 3
+
+
+async def test_an_entry_that_stands_for_a_request_held_elsewhere_is_dropped(twin: Twin) -> None:
+    queue, redis = twin.queue, twin.redis
+    await queue.park(m.Offer("w-1", MODEL, 10, 1, 1.0))
+    held = twin.new()
+    await queue.enqueue(held)
+    entry = await redis.xadd(LINE, {"id": held.id, "cost": 10})
+    await redis.zadd(KEYS.sizes(MODEL, Priority.NORMAL), {entry: 10})
+    assert (await queue.park(m.Offer("w-2", MODEL, 100, 4, 1.0))).granted == 0
+    record = await queue.record(held.id)
+    assert record is not None
+    assert (record.attempt, record.worker) == (1, "w-1")
+
+
+@pytest.mark.parametrize("damage", ["another type", "another's hash", "no fields that matter"])
+async def test_a_damaged_record_does_not_stop_the_others(twin: Twin, damage: str) -> None:
+    """Neither the sweeper nor the workers: it is dropped where it is met."""
+    queue, redis = twin.queue, twin.redis
+    hurt, well = twin.new(deadline_ms=5_000), twin.new(deadline_ms=5_000)
+    await queue.enqueue(hurt)
+    await queue.enqueue(well)
+    await redis.delete(KEYS.request(hurt.id))
+    if damage == "another type":
+        await redis.set(KEYS.request(hurt.id), "not a hash", ex=60)
+    elif damage == "another's hash":
+        await redis.hset(KEYS.request(hurt.id), "colour", "blue")
+    else:
+        await redis.hset(KEYS.request(hurt.id), mapping={"state": "running", "deadline": "soon"})
+    if damage != "another type":
+        await redis.expire(KEYS.request(hurt.id), 60)
+    parked = await queue.park(m.Offer("w-1", MODEL, 100, 1, 1.0))
+    assert parked.granted == 1
+    assert await state(twin, well.id) is RequestState.GRANTED
+    twin.now += 5_000
+    assert await queue.sweep() == 1
+    assert await state(twin, well.id) is RequestState.EXPIRED
+    assert await redis.zcard(KEYS.timers) == 0
+
+
+async def test_strange_words_in_an_inbox_are_passed_over(twin: Twin) -> None:
+    queue, redis = twin.queue, twin.redis
+    await queue.park(m.Offer("w-1", MODEL, 100, 4, 1.0))
+    for junk in ({"x": "y"}, {"kind": "grant", "id": b"\xff", "attempt": "1"}, {"kind": "grant", "id": "s0.1", "attempt": "one"}):
+        await redis.xadd(KEYS.inbox("w-1"), junk)
+    new = twin.new()
+    await queue.enqueue(new)
+    _, words = await queue.read_inbox("w-1", "0", block_ms=1_000)
+    assert [word.request for word in words] == [new.id]
+
+
+async def test_an_inbox_that_nobody_reads_stays_small(twin: Twin) -> None:
+    """A worker that lives for weeks is told of many endings; each word is read once and kept by nobody."""
+    queue = twin.queue
+    await queue.park(m.Offer("w-1", MODEL, 100, 4, 1.0))
+    for _ in range(1_500):
+        new = twin.new()
+        await queue.enqueue(new)
+        await queue.cancel(new.id)
+    assert await twin.redis.xlen(KEYS.inbox("w-1")) <= 1_200
