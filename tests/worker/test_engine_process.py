@@ -228,6 +228,7 @@ async def test_the_child_dies_with_its_parent_whatever_kills_that() -> None:
     assert parent.stdout is not None
     child = int(await parent.stdout.readline())
     assert is_there(child)
+    os.kill(child, signal.SIGSTOP)  # as if it hung: it cannot notice anything by itself
     parent.send_signal(signal.SIGKILL)
     await parent.wait()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from dispatch.settings import WorkerSettings
 from tests.worker.conftest import until
 from worker.engines.base import EngineDead, EngineError, EngineInfo
 from worker.engines.transcript import Transcript
-from worker.engines.transformers import PAGE_TOKENS, TransformersEngine
+from worker.engines.transformers import TransformersEngine
+from worker.engines.transformers_batching import PAGE_TOKENS
+from worker.engines.transformers_loading import DEMO_FOLDER
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -275,6 +278,25 @@ async def test_a_small_budget_is_kept_and_what_never_fits_is_refused() -> None:
         assert refused.value.code == "unschedulable"
     finally:
         await engine.close()
+
+
+async def test_any_folder_of_save_pretrained_is_served_under_its_name(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_FOLDER, tmp_path / "my-model")
+    engine = TransformersEngine(WorkerSettings(model=str(tmp_path / "my-model"), device="cpu", kv_tokens=512, slots=2))
+    try:
+        info = await engine.start()
+        assert info.card.name == "my-model"
+        assert (await answer(engine, chat("Hello!"))).text.startswith("Hello!")
+    finally:
+        await engine.close()
+
+
+async def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_FOLDER, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(PenstockError, match="safetensors") as refused:
+        await TransformersEngine(WorkerSettings(model=str(tmp_path / "pickled"), device="cpu")).start()
+    assert refused.value.param == "worker.model"
 
 
 async def test_a_fault_in_the_generation_loop_is_the_death_of_the_engine() -> None:

@@ -8,7 +8,6 @@ import asyncio
 import itertools
 import logging
 import os
-import queue
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,13 +19,8 @@ from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.settings import WorkerSettings
 from worker.engines.base import Chunk, Cost, EngineDead, EngineError, EngineInfo
 from worker.engines.transcript import Transcript
-from worker.engines.transformers_loading import LoadedModel, available_ram_bytes, load, locate, pick_device
+from worker.engines.transformers_loading import LoadedModel, load, locate, pick_device
 
-PAGE_TOKENS = 16  # the page that dispatch.pricing rounds costs up to
-_FLASH_PAGE_TOKENS = 256  # what flash attention's block tables ask for
-_SLOTS = {"cpu": 64, "cuda": 128}
-_CPU_BATCH_TOKENS = 256
-_CPU_CONTEXTS = 16  # contexts the KV budget holds on a CPU, if a quarter of the free memory allows
 _PROBE_TIMEOUT_S = 60.0
 _log = logging.getLogger("penstock.engine")
 
@@ -50,13 +44,6 @@ class _Open:
         self.more.set()
 
 
-class _Nowhere(queue.Queue[Any]):
-    """Where a step under way says what it still has for a request that was closed."""
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Keep nothing."""
-
-
 class TransformersEngine:
     """See the module's docstring."""
 
@@ -71,10 +58,12 @@ class TransformersEngine:
 
     async def start(self) -> EngineInfo:
         locate(self._settings.model)  # a missing folder is known before seconds of imports
-        loaded, slots, device = await asyncio.to_thread(self._load)
+        loaded, device = await asyncio.to_thread(self._load)
+        from worker.engines.transformers_batching import PAGE_TOKENS, capacity_tokens, slots_of
+
         self._loaded = loaded
         self._eos = frozenset(loaded.files.eos_token_ids)
-        self._limit_tokens = self._capacity_tokens(slots)
+        self._limit_tokens, slots = capacity_tokens(self._manager), slots_of(self._manager)
         if self._limit_tokens < PAGE_TOKENS:
             raise PenstockError(
                 "bad_setting",
@@ -167,75 +156,28 @@ class TransformersEngine:
         cache = self._manager.batch_processor.cache
         return int(cache.compute_free_capacity(relative=False) // self._running().kv_bytes_per_token)
 
-    def _load(self) -> tuple[LoadedModel, int, str]:
+    def _load(self) -> tuple[LoadedModel, str]:
         import torch
-        from transformers import ContinuousBatchingConfig, GenerationConfig
-        from transformers.utils import is_flash_attn_2_available
 
-        from worker.engines import transformers_sampling
+        from worker.engines.transformers_batching import make_manager, quiet
 
-        library_log = logging.getLogger("ContinuousBatchingLogger")
-        library_log.setLevel(logging.CRITICAL)  # it calls a missing optional package an error
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        quiet()
         device = pick_device(self._settings.device)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
         loaded = load(self._settings, device, self._tell)
-        self.progress = "making the KV cache"
-        slots = self._settings.slots or _SLOTS[device.type]
-        page = _FLASH_PAGE_TOKENS if device.type == "cuda" and is_flash_attn_2_available() else PAGE_TOKENS
-        tokens = self._settings.kv_tokens
-        if tokens is None and device.type == "cpu":
-            tokens = self._cpu_kv_tokens(loaded)
-        config = ContinuousBatchingConfig(
-            page_size=page,
-            num_blocks=None if tokens is None else -(-tokens // page) + _reserve_tokens(slots, page) // page,
-            max_batch_tokens=max(_CPU_BATCH_TOKENS, slots) if device.type == "cpu" else None,
-            max_requests_per_batch=slots,
-            # Shared blocks would outlive their requests, and the same prompt would be computed in different shapes.
-            allow_block_sharing=False,
-            # Redis admits only what fits; the library need not hold memory back from what was admitted.
-            safety_margin=0.0,
-            # Its guess knows nothing of the processors that are installed below.
-            max_memory_percent=0.8 if device.type == "cuda" else None,
-        )
-        generation = GenerationConfig(do_sample=False, eos_token_id=list(loaded.files.eos_token_ids) or -1)
-        manager = loaded.model.init_continuous_batching(generation, config)
-        transformers_sampling.install(manager)
-        manager.output_router.output_queue = _Nowhere()
-        try:
-            manager.warmup()
-        except (RuntimeError, MemoryError, ValueError) as error:
-            raise PenstockError(
-                "bad_setting",
-                f"The model's KV cache could not be made: {str(error).strip().splitlines()[0][:300]}",
-                hint="Lower worker.kv_tokens or worker.slots, or free memory on the device.",
-                param="worker.kv_tokens",
-            ) from error
-        library_log.setLevel(logging.ERROR)
-        manager.start()
-        self._manager = manager
-        return loaded, slots, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        self._tell("making the KV cache")
+        self._manager = make_manager(self._settings, loaded, device.type)
+        return loaded, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
     def _tell(self, what: str) -> None:
         self.progress = what
-
-    def _cpu_kv_tokens(self, loaded: LoadedModel) -> int:
-        # The library also keeps one attention mask of batch x KV tokens.
-        each = loaded.kv_bytes_per_token + _CPU_BATCH_TOKENS * int(loaded.model.dtype.itemsize)
-        affordable = available_ram_bytes() // 4 // each
-        return max(PAGE_TOKENS, min(_CPU_CONTEXTS * loaded.context_tokens, affordable) // PAGE_TOKENS * PAGE_TOKENS)
-
-    def _capacity_tokens(self, slots: int) -> int:
-        cache = self._manager.batch_processor.cache
-        page = int(self._manager.continuous_batching_config.page_size)
-        return (int(cache.num_blocks) * page - _reserve_tokens(slots, page)) // PAGE_TOKENS * PAGE_TOKENS
 
     async def _measure(self, slots: int) -> float:
         """Tokens a second with a few requests at once; the first round warms up."""
         first = next(iter(self._eos), 0)
         await self._run_raw([first], 2)
         together, each = min(8, slots), 16
-        if self._limit_tokens < together * 2 * PAGE_TOKENS:
+        if self._limit_tokens < together * cost_tokens(together, each):
             together = 1
         began = time.monotonic()
         await asyncio.gather(*(self._run_raw([first] * (i + 1), each) for i in range(together)))
@@ -264,7 +206,7 @@ class TransformersEngine:
         self._manager.register_result_handler(name, call.heard)
         if self._manager.add_request(ids, name, max_tokens, True, False, eos or -1, **chosen) is None:
             self._forget(name, call)
-            raise EngineDead(f"the library's generation loop has ended: {_reason(self._manager)}")
+            raise self._failure(call)
         return call
 
     def _forget(self, name: str, call: _Open) -> None:
@@ -279,8 +221,10 @@ class TransformersEngine:
     def _failure(self, call: _Open) -> EngineError | EngineDead:
         if self._manager is None:
             return EngineDead("the engine was closed")
-        if self._manager.background_thread_status.can_accept_new_requests() is not None:
-            return EngineDead(f"the library's generation loop has ended: {_reason(self._manager)}")
+        from worker.engines.transformers_batching import why_stopped
+
+        if (why := why_stopped(self._manager)) is not None:
+            return EngineDead(f"the library's generation loop has ended: {why}")
         return EngineError(
             "engine_error", f"The library gave up on the request: {call.error or 'it said no reason'}", retryable=True
         )
@@ -315,14 +259,3 @@ class TransformersEngine:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._running().tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def _reserve_tokens(slots: int, page: int) -> int:
-    """Tokens lost to half-empty pages at most, beyond the pages that costs are rounded up to."""
-    return slots * (page - PAGE_TOKENS)
-
-
-def _reason(manager: Any) -> str:
-    error = getattr(manager.background_thread_status, "fatal_error", None)
-    # The type alone: a message of the library could quote what the request said.
-    return type(error).__name__ if error is not None else "it was stopped"

@@ -86,7 +86,7 @@ def load(settings: WorkerSettings, device: Any, tell: Callable[[str], None]) -> 
             if device.type != "cpu":
                 tell(f"moving the weights to {device}")
                 model = model.to(device)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError) as error:
         what = "cannot be loaded" if Path(place).is_dir() else "is no folder here, and as a hub id it cannot be loaded"
         raise _bad_model(f"The model {settings.model!r} {what}: {_first_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
