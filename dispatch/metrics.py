@@ -6,14 +6,14 @@ Never here: Redis, HTTP. Labels are bounded: never a request id, never a tenant.
 """
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from dispatch.messages import Heartbeat, QueueStats
-from dispatch.states import WorkerState
+from dispatch.states import ENDINGS, WorkerState
 
 # LLM requests are long: the client's default, 10 s at most, would say nothing.
 TIME_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -29,6 +29,18 @@ REJECT_REASONS = {
     "unauthorized": "unauthorized",
 }
 """Error code -> `reason` of penstock_requests_rejected_total; other refusals are plain bad requests."""
+
+# counter in {s}:stats:<model> -> (family, the value of its label)
+_TOTALS: Mapping[str, tuple[str, str | None]] = {
+    **{ending.value: ("penstock_requests", ending.value) for ending in sorted(ENDINGS)},
+    "dead": ("penstock_dead_letters", None),  # these ended as failed, too
+    "enqueued": ("penstock_requests_accepted", None),
+    "charged": ("penstock_redeliveries", "charged"),
+    "not_begun": ("penstock_redeliveries", "not_begun"),
+    "released": ("penstock_redeliveries", "released"),
+    "prompt_tokens": ("penstock_prompt_tokens", None),
+    "completion_tokens": ("penstock_generation_tokens", None),
+}
 
 
 class GatewayMetrics:
@@ -89,16 +101,27 @@ class ClusterView:
         oldest = GaugeMetricFamily("penstock_queue_oldest_age_seconds", "How long the oldest has waited", labels=["queue"])
         running = GaugeMetricFamily("penstock_requests_running", "Requests workers hold", labels=["queue"])
         parked = GaugeMetricFamily("penstock_pulls_parked", "Workers whose pull waits for requests", labels=["queue"])
-        ended = CounterMetricFamily("penstock_requests", "Requests by what became of them", labels=["queue", "outcome"])
+        counters = {
+            name: CounterMetricFamily(name, what, labels=["queue", *([label] if label else [])])
+            for name, what, label in (
+                ("penstock_requests", "Ended requests by how they ended", "outcome"),
+                ("penstock_requests_accepted", "Requests taken in", None),
+                ("penstock_redeliveries", "Grants that did not end their request", "reason"),
+                ("penstock_dead_letters", "Requests that used up their attempts or killed their workers", None),
+                ("penstock_prompt_tokens", "Tokens read", None),
+                ("penstock_generation_tokens", "Tokens written", None),
+            )
+        }
         for queue in self.queues:
             for line in queue.lines:
                 depth.add_metric([queue.model, line.priority.value], line.backlog)
             oldest.add_metric([queue.model], queue.oldest_wait_ms / 1000)
             running.add_metric([queue.model], queue.running)
             parked.add_metric([queue.model], queue.parked)
-            for outcome, count in queue.totals.items():
-                ended.add_metric([queue.model, outcome], count)
-        yield from (depth, oldest, running, parked, ended)
+            for total, (name, label) in _TOTALS.items():
+                if total in queue.totals:
+                    counters[name].add_metric([queue.model, *([label] if label else [])], queue.totals[total])
+        yield from (depth, oldest, running, parked, *counters.values())
 
     def _worker_families(self) -> Iterable[Metric]:
         states = Tally(worker.state for worker in self.workers)

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
-from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from starlette.datastructures import MutableHeaders
@@ -126,20 +125,15 @@ async def stop_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 def redis_url(settings: Settings) -> str:
-    """The URL with the password that was set apart from it. Raises PenstockError("bad_setting")."""
-    url = settings.redis.url
-    if not url:
+    """Where Redis is. Raises PenstockError("bad_setting") when nobody said."""
+    if not settings.redis.url:
         raise PenstockError(
             "bad_setting",
             "The gateway was not told where Redis is.",
             hint="Set PENSTOCK_REDIS__URL (redis://host:6379/0), or run `penstock up`, which starts a server of its own.",
             param="redis.url",
         )
-    password = settings.redis.password
-    scheme, separator, rest = url.partition("://")
-    if password is None or "@" in rest:
-        return url
-    return f"{scheme}{separator}:{quote(password.get_secret_value(), safe='')}@{rest}"
+    return settings.redis.url
 
 
 async def _on_penstock_error(http_request: Request, error: Exception) -> Response:

@@ -27,6 +27,7 @@ _KEEP_EVERY_S = 5.0  # a sixth of the reader lease: several may fail before it l
 _TRIM_EVERY_S = 1.0
 _ATTACH_AT_ONCE = 16  # after a reconnect all readers attach anew; the pool must stay free for the others
 _RETRY_S = 0.25
+_SETTLE_S = 2.0
 
 
 class Over(Enum):
@@ -217,6 +218,7 @@ class Feed:
         """The reader is done. The last one of a request that has not ended tells Redis so, in the background.
 
         Not on a gateway that shuts down: its requests go on until their reader lease is over, for clients that resume.
+        `then_continue`: the request no longer needs a reader.
         """
         readers = self._requests.get(reader.request)
         if readers is None or reader not in readers.here:
@@ -224,7 +226,7 @@ class Feed:
         readers.here.discard(reader)
         if readers.here:
             return
-        if reader.ended or self.closing or reader.over is Over.CLOSING:
+        if reader.ended or (self.closing and not then_continue):
             self._forget(reader.request)
             return
         task = asyncio.create_task(self._detach(reader.request, then_continue))
@@ -283,6 +285,8 @@ class Feed:
                 if not troubled:
                     log.warning("Cannot read the feed", extra={"gateway": self.gateway, "error": type(error).__name__})
                 troubled = True
+                # A Redis that lost its data, or whose clock is behind, starts the feed at lower ids; doubles are dropped.
+                position = "0"
                 await asyncio.sleep(_RETRY_S)
 
     async def keep(self) -> None:
@@ -302,9 +306,11 @@ class Feed:
                 reader.finish(Over.CLOSING)
 
     async def settle(self) -> None:
-        """Wait for the detaches under way."""
-        while self._leaving:
-            await asyncio.wait(set(self._leaving), timeout=2.0)
+        """Wait a little for the detaches under way."""
+        if self._leaving:
+            await asyncio.wait(set(self._leaving), timeout=_SETTLE_S)
+        for task in self._leaving:
+            task.cancel()
 
     def _doubt_all(self) -> None:
         for readers in self._requests.values():

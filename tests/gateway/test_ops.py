@@ -47,6 +47,8 @@ async def test_metrics_tell_what_the_queue_knows(gateway: Running, worker: FakeW
     for line in (
         'penstock_queue_depth{priority="low",queue="demo"} 1.0',
         'penstock_requests_total{outcome="completed",queue="demo"} 1.0',
+        'penstock_requests_accepted_total{queue="demo"} 2.0',
+        'penstock_generation_tokens_total{queue="demo"} 3.0',
         'penstock_workers{state="ready"} 1.0',
         'penstock_requests_rejected_total{reason="too_large"} 1.0',
         'penstock_time_to_first_token_seconds_count{model="demo"} 1.0',

@@ -264,6 +264,20 @@ async def test_a_drain_that_takes_too_long_closes_streams_but_cancels_nothing(
         assert done.json()["status"] == "completed"
 
 
+async def test_a_wait_broken_by_a_drain_hands_out_the_id_and_keeps_the_request(
+    redis: object, server_url: str, queue: Queue, worker: FakeWorker
+) -> None:
+    Tap(worker)
+    async with serving(settings_for(server_url, drain_timeout_s=0.1)) as gateway:
+        waiting = asyncio.create_task(gateway.client.post("/v1/requests", json=CHAT, headers={"Prefer": "wait=30"}))
+        await until(lambda: worker.seen)
+        gateway.server.should_exit = True
+        answer = await waiting
+    assert answer.status_code == 202
+    record = await queue.record(answer.json()["id"])
+    assert record is not None and record.state is RequestState.RUNNING and record.on_disconnect == "continue"
+
+
 async def test_readers_of_a_feed_take_dense_seqs_only(queue: Queue, worker: FakeWorker) -> None:
     from dispatch.messages import EntryKind, LogEntry
 
