@@ -32,7 +32,8 @@ class Complaint:
         self._since = self._since or now
         if now - self._said_at >= _COMPLAIN_EVERY_S:
             self._said_at = now
-            _log.warning(f"cannot {self._what}: Redis does not answer", extra={"error.type": type(error).__name__})
+            fields = {"error.type": type(error).__name__, "error.message": str(error)}
+            _log.warning(f"cannot {self._what}: Redis does not answer", extra=fields)
 
     def worked(self) -> bool:
         """Note a success; True if it ends an outage."""

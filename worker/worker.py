@@ -17,26 +17,27 @@ import uvloop
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
-from dispatch.messages import Grant, Heartbeat, Offer, Stop
+from dispatch.messages import Heartbeat, Offer
 from dispatch.processes import die_with_parent
 from dispatch.queue import Queue
-from dispatch.redis_client import BLOCK_MS, connect
+from dispatch.redis_client import connect
 from dispatch.settings import Settings
 from dispatch.states import WorkerState
 from worker.admission import needed, offer
 from worker.engines.base import Engine, EngineDead, EngineInfo
 from worker.engines.registry import engine_for
-from worker.execution import Execution
 from worker.gpu import Gpus, find_gpus
 from worker.heartbeat import Complaint, Heart, Steps
 from worker.held import Held
-from worker.outcome import Completed, Crashed, Failed, Lost, Outcome
+from worker.intake import Intake
 from worker.vitals import Vitals
 
 _log = logging.getLogger("penstock.worker")
 _STATUS_EVERY_S = 30.0
 _LAST_WORD_S = 30.0
 """How long the heartbeat of a worker that failed stands, so that people and launchers can read why."""
+_CLOSE_S = 15.0
+"""How long an engine may take to close; its process dies with ours anyway."""
 _LAST_TRY_S = 5.0
 """How long a worker that ends tries to say so to a Redis that is away."""
 
@@ -53,18 +54,17 @@ class Worker:
         self._settings = settings.worker
         self._engine = engine
         self._queue = queue
-        self._inbox = inbox
         self._fleet = fleet
         self.id = new_worker_id()
         self.state = WorkerState.STARTING
         self._info: EngineInfo | None = None
         self._held = Held()
         self._vitals = Vitals(settings.worker, gpus)
-        self._read_until = "0"
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
         self._at_once = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
+        self._intake = Intake(queue, inbox, engine, self._held, on_tokens=self._vitals.meter.count, on_crash=self._see_dead)
         self._crashed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._heart = Heart(
             queue,
@@ -95,12 +95,13 @@ class Worker:
             return await self._work(info)
         finally:
             await _cancelled(beating, *self._tasks)
+            await self._intake.close()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._engine.close(), _LAST_TRY_S)
+                await asyncio.wait_for(self._engine.close(), _CLOSE_S)
             if self._vitals.error:
-                await self._last_try(lambda: self._fleet.beat(self._say(), int(_LAST_WORD_S * 1000)))
+                await _last_try(lambda: self._fleet.beat(self._say(), int(_LAST_WORD_S * 1000)))
             else:
-                await self._last_try(lambda: self._fleet.leave(self.id))
+                await _last_try(lambda: self._fleet.leave(self.id))
 
     # ---- start
 
@@ -144,76 +145,15 @@ class Worker:
             self.state = WorkerState.READY
             await self._heart.beat()
             _log.info("ready", extra=self._story(info))
-        self._listening = asyncio.create_task(self._listen())
+        self._listening = asyncio.create_task(self._intake.listen(self.id, info))
         reporting = asyncio.create_task(self._report())
         try:
             await self._until_draining(self._crashed)
             if not self._crashed.done():
-                await self._drain()
+                await self._drain(info)
             return await self._bury() if self._crashed.done() else 0
         finally:
             await _cancelled(self._listening, reporting)
-
-    async def _listen(self) -> None:
-        """Read the inbox for ever: grants become executions, stops end them."""
-        complaint = Complaint("read the inbox")
-        while True:
-            reading = self.id
-            try:
-                read_until, words = await self._inbox.read_inbox(reading, self._read_until, block_ms=BLOCK_MS)
-                complaint.worked()
-            except STORE_FAULT as error:
-                complaint.failed(error)
-                await asyncio.sleep(0.2)
-                continue
-            if reading == self.id:
-                self._read_until = read_until
-                for word in words:
-                    self._hear(word)
-
-    def _hear(self, word: Grant | Stop) -> None:
-        execution = self._held.find(word.request, word.attempt)
-        if isinstance(word, Stop):
-            if execution is not None:
-                execution.stop(word.reason)
-        elif execution is None and self._info is not None:
-            self._take(word, self._info)
-
-    def _take(self, grant: Grant, info: EngineInfo) -> None:
-        execution = Execution(
-            grant,
-            self._queue,
-            self._engine,
-            info,
-            until_room=lambda e: self._held.until_room(e, info),
-            is_busy=self._held.is_busy,
-            on_tokens=self._vitals.meter.count,
-        )
-        if self.state is WorkerState.DRAINING:
-            execution.give_back()  # it was on its way when we stopped accepting
-        self._held.add(execution)
-        self._spawn(self._execute(execution))
-
-    async def _execute(self, execution: Execution) -> None:
-        grant = execution.grant
-        try:
-            outcome = await execution.run()
-        except Exception:
-            # Its lease lapses, so the request is safe; but it is a bug.
-            _log.exception("fail to write an outcome", extra={"request": grant.request, "attempt": grant.attempt})
-            return
-        finally:
-            self._held.remove(execution)
-        self._note(grant, outcome)
-
-    def _note(self, grant: Grant, outcome: Outcome) -> None:
-        if isinstance(outcome, Crashed):
-            self._see_dead(outcome.evidence)
-        level = logging.DEBUG if isinstance(outcome, Completed | Lost) else logging.INFO
-        fields = {"request": grant.request, "attempt": grant.attempt, "outcome": type(outcome).__name__.lower()}
-        if isinstance(outcome, Failed):
-            fields["code"] = outcome.code
-        _log.log(level, "end an attempt", extra=fields)
 
     async def _report(self) -> None:
         """A line now and then, while there is something to say."""
@@ -228,26 +168,23 @@ class Worker:
 
     def _new_incarnation(self) -> None:
         """Somebody had evidence that this incarnation is dead: what it held has moved on. Go on as another one."""
-        old, self.id, self._read_until = self.id, new_worker_id(), "0"
+        old, self.id = self.id, new_worker_id()
         _log.warning("go on as a new worker: the old id was barred", extra={"worker_id": self.id, "old_worker_id": old})
         for execution in self._held:
             execution.stop("this incarnation was abandoned")
-        if self._listening is not None:
+        if self._listening is not None and self._info is not None:
             self._listening.cancel()  # it waits at the old id's inbox
-            self._listening = asyncio.create_task(self._listen())
-        self._spawn(self._last_try(lambda: self._fleet.leave(old)))
+            self._listening = asyncio.create_task(self._intake.listen(self.id, self._info))
+        self._spawn(_last_try(lambda: self._fleet.leave(old)))
 
     # ---- end
 
-    async def _drain(self) -> None:
+    async def _drain(self, info: EngineInfo) -> None:
         """Accept nothing more; finish what is held in time, give back the rest."""
-        self.state = WorkerState.DRAINING
+        self.state, self._intake.accepting = WorkerState.DRAINING, False
         _log.info("drain", extra={"worker_id": self.id, "running": len(self._held)})
         await self._heart.beat()
-        with contextlib.suppress(STORE_FAULT):
-            # Redis grants nothing any more; what it granted just before may still be unread.
-            for word in (await self._queue.read_inbox(self.id, self._read_until, block_ms=1))[1]:
-                self._hear(word)
+        await self._intake.give_back_the_unread(self.id, info)
         emptied = asyncio.ensure_future(self._held.until_empty())
         at_once = asyncio.ensure_future(self._at_once.wait())
         try:
@@ -264,7 +201,7 @@ class Worker:
     async def _bury(self) -> int:
         """The engine is dead: all it held moves on at once, and this process ends with the evidence."""
         evidence = self._crashed.result()
-        await self._last_try(lambda: self._queue.abandon(self.id, evidence))
+        await _last_try(lambda: self._queue.abandon(self.id, evidence))
         for execution in self._held:
             execution.stop("the engine died")
         self._fail("The engine died.", evidence, "Its requests go on elsewhere; the launcher starts a new worker.")
@@ -323,16 +260,17 @@ class Worker:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         await _cancelled(*(w for w in waiting if w is not self._crashed))
 
-    async def _last_try(self, call: Callable[[], Awaitable[object]]) -> None:
-        """Do it if Redis answers within a few seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_TRY_S):
-                while True:
-                    try:
-                        await call()
-                        return
-                    except STORE_FAULT:
-                        await asyncio.sleep(0.1)
+
+async def _last_try(call: Callable[[], Awaitable[object]]) -> None:
+    """Do it if Redis answers within a few seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_TRY_S):
+            while True:
+                try:
+                    await call()
+                    return
+                except STORE_FAULT:
+                    await asyncio.sleep(0.1)
 
 
 async def _cancelled(*tasks: asyncio.Future[Any]) -> None:

@@ -257,6 +257,25 @@ async def test_a_dead_engine_ends_the_worker_and_its_requests_move_on(
     assert record is not None and record.charged == 1
 
 
+async def test_an_idle_engine_that_dies_is_noticed(server_url: str, rules: QueueRules, fleet: Fleet) -> None:
+    class Killed(SimEngine):
+        killed = False
+
+        def steps(self) -> int:
+            if self.killed:
+                raise EngineDead("the engine's process was killed by SIGKILL")
+            return super().steps()
+
+    async with working(server_url, rules, lambda settings: Killed(settings.worker)) as worker:
+        worker._engine.killed = True  # type: ignore[attr-defined]
+
+        async def is_gone() -> bool:
+            return worker.state is WorkerState.GONE
+
+        await until(is_gone)
+        assert "SIGKILL" in worker._vitals.error
+
+
 async def test_a_hung_engine_loses_its_leases(server_url: str, rules: QueueRules, client: Client) -> None:
     class Hung(SimEngine):
         async def generate(self, request: InferenceRequest, done: Sequence[int]) -> AsyncIterator[Chunk]:

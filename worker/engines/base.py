@@ -84,7 +84,10 @@ class Engine(Protocol):
         ...
 
     def steps(self) -> int:
-        """A number that grows while the engine makes steps (prefill included): leases are renewed only while it does."""
+        """A number that grows while the engine makes steps (prefill included): leases are renewed only while it does.
+
+        Raises EngineDead when the engine is gone, so that the worker learns of it also while nothing runs.
+        """
         ...
 
     async def close(self) -> None:

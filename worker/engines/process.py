@@ -122,6 +122,8 @@ class ProcessEngine:
             del self._calls[call]
 
     def steps(self) -> int:
+        if self._evidence:
+            raise EngineDead(self._evidence)
         return self._steps
 
     async def close(self) -> None:
