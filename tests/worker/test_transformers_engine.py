@@ -241,6 +241,12 @@ async def test_ignore_eos_goes_on_to_max_tokens(engine: TransformersEngine) -> N
     assert went_on.ids[: len(ended.ids)] == ended.ids
 
 
+async def test_messages_that_the_template_refuses_are_the_clients_fault(engine: TransformersEngine) -> None:
+    with pytest.raises(EngineError, match="Roles are system, user and assistant") as refused:
+        await answer(engine, replace(chat("Hello!"), messages=({"role": "oracle", "content": "x"},)))
+    assert (refused.value.code, refused.value.retryable) == ("invalid_request", False)
+
+
 async def test_opaque_input_is_unsupported(engine: TransformersEngine) -> None:
     with pytest.raises(EngineError) as refused:
         await answer(

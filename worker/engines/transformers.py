@@ -13,6 +13,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from dispatch.errors import PenstockError
 from dispatch.messages import InferenceRequest, InputKind, ModelCard
 from dispatch.pricing import cost_tokens, prompt_tokens
@@ -234,7 +236,12 @@ class TransformersEngine:
             return request.prompt_token_ids
         tokenizer = self._running().tokenizer
         if request.kind is InputKind.CHAT:
-            text = tokenizer.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
+            try:
+                text = tokenizer.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
+            except (TemplateError, ValueError) as error:
+                raise EngineError(
+                    "invalid_request", f"The model's chat template refused the messages: {error}", retryable=False
+                ) from error
             return tuple(tokenizer.encode(text, add_special_tokens=False))
         if request.kind is InputKind.COMPLETION:
             return tuple(tokenizer.encode(request.prompt))
