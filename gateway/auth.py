@@ -44,8 +44,8 @@ class Keys:
         return digest.hex()[:_TENANT_CHARACTERS]
 
 
-def authenticated(http_request: Request) -> str:
-    """The tenant of whoever asks. Raises PenstockError("unauthorized")."""
+async def authenticated(http_request: Request) -> str:
+    """The tenant of whoever asks. Raises PenstockError("unauthorized"). Async: the framework runs others in threads."""
     keys: Keys = http_request.app.state.keys
     tenant = keys.tenant(http_request.headers.get("authorization", ""))
     if tenant is None:

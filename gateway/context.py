@@ -34,6 +34,8 @@ class Cards:
         kept = self._kept.get(model)
         if kept is not None and time.monotonic() - kept[0] < _CARD_KEPT_S:
             return kept[1]
+        if kept is not None:
+            self._kept[model] = (time.monotonic(), kept[1])  # while one looks, the others use what was known
         card = await self._fleet.card(check_model_name(model))
         if card is None:
             self._kept.pop(model, None)
