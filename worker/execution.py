@@ -60,6 +60,7 @@ class Execution:
         self._seq = 0
         self._gathered = Gathered()
         self._fresh = asyncio.Event()
+        self._began = False
         self._said_last = False
         self._decided: Outcome | None = None
         self._work_task: asyncio.Task[Outcome] | None = None
@@ -79,6 +80,9 @@ class Execution:
             outcome = outcome_of(error)
             if isinstance(outcome, Retryable) and outcome.code == "internal_error":
                 _log.exception("meet a bug", extra=self._fields())
+            if isinstance(outcome, Failed) and not self._began:
+                # What this worker cannot even read, a newer one may.
+                outcome = Retryable(outcome.code, outcome.message)
         return await self._conclude(self._decided or outcome)
 
     def stop(self, reason: str) -> None:
@@ -103,7 +107,7 @@ class Execution:
         begun = await self._call(lambda: self._queue.begin(self.grant))
         if begun is None:
             return Lost("fenced at begin")
-        self._seq = begun.seq
+        self._began, self._seq = True, begun.seq
         done = tokens_done(await self._call(lambda: self._queue.output(self.grant.request))) if begun.seq else ()
         needed_tokens = self._engine.cost(begun.request).tokens
         self.holding = Holding(self.grant.cost_tokens, needed_tokens)
