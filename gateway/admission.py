@@ -95,7 +95,7 @@ async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], term
         id=new_id(gateway.queue.shard),
         model=card.name,
         kind=kind,
-        sampling=_sampling(fields, max_tokens),
+        sampling=_sampling(fields, card, max_tokens),
         prompt_token_ids=ids,
         messages=tuple(messages),
         prompt=prompt,
@@ -270,12 +270,12 @@ def _fitting_max_tokens(card: ModelCard, prompt_tokens: int, wanted: int | None,
     return max(1, min(DEFAULT_MAX_TOKENS, left, holds))
 
 
-def _sampling(fields: Sampled, max_tokens: int) -> Sampling:
+def _sampling(fields: Sampled, card: ModelCard, max_tokens: int) -> Sampling:
     return Sampling(
         max_tokens=max_tokens,
-        temperature=1.0 if fields.temperature is None else fields.temperature,
-        top_p=1.0 if fields.top_p is None else fields.top_p,
-        top_k=max(0, fields.top_k or 0),
+        temperature=card.temperature if fields.temperature is None else fields.temperature,
+        top_p=card.top_p if fields.top_p is None else fields.top_p,
+        top_k=max(0, card.top_k if fields.top_k is None else fields.top_k),
         stop=fields.stops(),
         seed=fields.seed,
     )

@@ -60,8 +60,8 @@ class ModelTokenizer:
             rendered = self._template.render(
                 messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._special
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            # The template is the model's, the message its own words on what is wrong with the chat.
+        except Exception as error:
+            # The template is foreign code: it may raise anything, most often its own words on what is wrong with the chat.
             raise PenstockError(
                 "invalid_request",
                 f"The model's chat template refused the messages: {str(error)[:200]}.",
@@ -114,7 +114,32 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    environment.globals["namespace"] = _Namespace
+    environment.globals["dict"] = _plain_dict
     return environment
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Templates keep their variables here, but nothing that begins with an underscore: that way lie CPython's internals."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, given = args[0], dict(*args[1:], **kwargs)
+        for name in given:
+            _refuse_underscore(name)
+        jinja2.utils.Namespace.__init__(self, given)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_underscore(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_underscore(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a template may not store {name!r}")
+
+
+def _plain_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)
 
 
 class _Generation(jinja2.ext.Extension):
