@@ -352,7 +352,8 @@ class ModelCard:
     """`model:<name>`: what the gateway must know of a model, also when no worker runs.
 
     `max_cost_tokens` is the largest limit a worker of this model has ever offered: more can never be scheduled.
-    `tokenizer` is the sha256 of the stored tokenizer files, "" when the engine tokenizes by itself.
+    `tokenizer` is the sha256 of the stored tokenizer files, "" when the engine tokenizes by itself. `temperature`, `top_p`
+    and `top_k` are what the model's own files suggest; they hold for requests that name none.
     """
 
     name: str
@@ -362,6 +363,9 @@ class ModelCard:
     max_cost_tokens: int
     kinds: tuple[InputKind, ...] = (InputKind.CHAT, InputKind.COMPLETION)
     tokenizer: str = ""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
     created_at_s: int = 0
     v: int = SCHEMA_VERSION
 

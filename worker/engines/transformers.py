@@ -86,6 +86,9 @@ class TransformersEngine:
             kv_bytes_per_token=loaded.kv_bytes_per_token,
             max_cost_tokens=self._limit_tokens,
             kinds=(InputKind.CHAT, InputKind.COMPLETION) if loaded.files.chat_template else (InputKind.COMPLETION,),
+            temperature=loaded.suggested.get("temperature", 1.0),
+            top_p=loaded.suggested.get("top_p", 1.0),
+            top_k=int(loaded.suggested.get("top_k", 0)),
             created_at_s=int(time.time()),
         )
         return EngineInfo(card, self._limit_tokens, slots, weight, device, loaded.files)

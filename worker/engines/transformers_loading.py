@@ -31,6 +31,8 @@ class LoadedModel:
     files: TokenizerFiles
     context_tokens: int
     kv_bytes_per_token: int
+    suggested: dict[str, float]
+    """temperature, top_p, top_k, as far as the model's generation_config names them."""
 
 
 def locate(model: str) -> tuple[str, str]:
@@ -99,6 +101,7 @@ def load(settings: WorkerSettings, device: Any, tell: Callable[[str], None]) -> 
         files=_files(model, tokenizer),
         context_tokens=_context_tokens(text, tokenizer),
         kv_bytes_per_token=_kv_bytes_per_token(text, model.dtype.itemsize),
+        suggested=_suggested(model.generation_config),
     )
 
 
@@ -123,6 +126,11 @@ def _files(model: Any, tokenizer: Any) -> TokenizerFiles:
         special_tokens={key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)},
         eos_token_ids=tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),),
     )
+
+
+def _suggested(generation: Any) -> dict[str, float]:
+    names = ("temperature", "top_p", "top_k")
+    return {name: value for name in names if (value := getattr(generation, name, None)) is not None}
 
 
 def _context_tokens(config: Any, tokenizer: Any) -> int:

@@ -113,7 +113,9 @@ def main() -> None:
     model = make_model(tokenizer)
     train(model, tokenizer, arguments.steps)
     model.eval()
-    model.generation_config.do_sample = False
+    # So small a model rambles when its words are drawn freely.
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 0.2
     model.generation_config.max_new_tokens = 256
     model.to(torch.bfloat16).save_pretrained(arguments.folder)
     tokenizer.save_pretrained(arguments.folder)
