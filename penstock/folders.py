@@ -31,10 +31,10 @@ def data_folder(settings: Settings, *, ephemeral: bool) -> Iterator[tuple[Path, 
     lock = _own(folder)
     try:
         yield folder, lock
+        if ephemeral:  # after a failure the logs are still wanted; the next ephemeral run removes them
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
-        if ephemeral:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare_logs(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from dispatch.configuration import mask_url
 from dispatch.settings import Settings
 from penstock import console
 from penstock.failures import Failure
-from penstock.probes import announce_workers, base_url, until_gateway_ready
+from penstock.probes import WorkerNews, announce_workers, base_url, until_gateway_ready
 from penstock.server import ServerPlan, find_binary, free_port, plan_server, written_by
 
 _T = TypeVar("_T")
@@ -56,6 +56,7 @@ class Household:
         self._pids: dict[str, int] = {}
         self._restarts: dict[str, Restarts] = {}
         self._given_up: set[str] = set()
+        self._news = WorkerNews()
         self._restarting: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -77,7 +78,7 @@ class Household:
         """Start again what dies; raises Failure when something vital is beyond help."""
         url = self._settings.redis.url
         assert url is not None
-        telling = asyncio.create_task(announce_workers(url, self._pids), name="announce workers")
+        telling = asyncio.create_task(announce_workers(url, self._pids, self._news), name="announce workers")
         try:
             async for end in self._processes.exits():
                 if self._pids.get(end.name) == end.pid:
@@ -175,7 +176,9 @@ class Household:
         restarts = self._restarts.get(end.name, Restarts()).after(end)
         self._restarts[end.name] = restarts
         delay_s = restarts.delay_s(end)
-        if delay_s is not None:
+        # An engine that could not start even once (no such model, no such device) will not start the next time either.
+        hopeless = end.name in self._workers and end.code > 0 and end.name not in self._news.ready
+        if delay_s is not None and not hopeless:
             console.event(f"{end}; starting it again in {delay_s:g} s")
             task = asyncio.create_task(self._start_later(end.name, delay_s), name=f"restart {end.name}")
             self._restarting.add(task)
@@ -183,6 +186,7 @@ class Household:
             return
         self._given_up.add(end.name)
         failure = self._last_words(f"{end}, and starting it again does not help", end.name)
+        failure.why = self._news.errors.get(end.name) or failure.why
         left = set(self._workers) - self._given_up
         if end.name in (_SERVER, _GATEWAY) or not left:
             raise failure

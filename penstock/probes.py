@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import httpx2
 
@@ -46,7 +47,15 @@ async def until_gateway_ready(settings: Settings, timeout_s: float) -> None:
     raise Failure(f"The gateway at {url} is not ready after {timeout_s:g} s", last, "Look at its log")
 
 
-async def announce_workers(url: str, pids: Mapping[str, int]) -> None:
+@dataclass(slots=True)
+class WorkerNews:
+    """What our workers' heartbeats have told so far, by name."""
+
+    ready: set[str] = field(default_factory=set)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+async def announce_workers(url: str, pids: Mapping[str, int], news: WorkerNews) -> None:
     """Say when each of our workers gets on with loading, is ready, or reports an error. `pids` may change meanwhile."""
     redis = connect(url, max_connections=2)
     fleet = Fleet(redis)
@@ -61,6 +70,10 @@ async def announce_workers(url: str, pids: Mapping[str, int]) -> None:
                 beats = []
             for beat in beats:
                 line = _line(beat)
+                if beat.state is WorkerState.READY:
+                    news.ready.add(names[beat.pid])
+                if beat.error:
+                    news.errors[names[beat.pid]] = beat.error
                 in_haste = beat.state is not WorkerState.LOADING or time.monotonic() - told_at.get(beat.pid, 0) > _PROGRESS_S
                 if line and line != told.get(beat.pid) and in_haste:
                     told[beat.pid], told_at[beat.pid] = line, time.monotonic()

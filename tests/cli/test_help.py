@@ -131,3 +131,13 @@ def test_doctor_names_what_is_wrong(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.chdir(tmp_path)
     assert main(["doctor", "--redis", "redis://127.0.0.1:1/0"]) == 1
     assert "[-] redis: Redis at 127.0.0.1:1 does not answer" in capsys.readouterr().out
+
+
+def test_a_missing_engine_is_told_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, err = said(capsys, "up", "--ephemeral")
+    assert code == 2
+    assert 'pip install "penstock[transformers]"' in err

@@ -50,11 +50,11 @@ def test_the_product_that_wrote_the_data_is_preferred(tmp_path: Path) -> None:
 def test_none_is_told_with_what_was_found_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock.server._wheel_binary", lambda: None)
     assert candidates({"PATH": str(tmp_path)}) == []
-    with pytest.raises(PenstockError, match="neither redis-server nor valkey-server is on PATH") as caught:
+    with pytest.raises(Failure, match="neither redis-server nor valkey-server is on PATH") as caught:
         find_binary({"PATH": str(tmp_path)})
-    assert "penstock[embedded]" in caught.value.hint
+    assert "penstock[embedded]" in caught.value.to_do
     fake(tmp_path, "redis-server", "Redis server v=6.0.16 sha=0")
-    with pytest.raises(PenstockError, match=r"Redis 6\.0\.16 at .* is too old"):
+    with pytest.raises(Failure, match=r"Redis 6\.0\.16 at .* is too old"):
         find_binary({"PATH": str(tmp_path)})
 
 
@@ -153,6 +153,17 @@ def test_a_data_folder_has_one_owner(tmp_path: Path) -> None:
     assert str(os.getpid()) in caught.value.why
     with data_folder(settings, ephemeral=False):
         pass
+
+
+def test_an_ephemeral_folder_stays_after_a_failure_until_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(Failure), data_folder(Settings(), ephemeral=True) as (failed, _):
+        raise Failure("a worker beyond help")
+    assert failed.is_dir()
+    os.utime(failed, (0, 0))
+    with data_folder(Settings(), ephemeral=True) as (folder, _):
+        assert not failed.exists()
+        assert folder.is_dir()
 
 
 def test_an_ephemeral_folder_goes(tmp_path: Path) -> None:

@@ -270,6 +270,16 @@ def test_a_worker_beyond_help_ends_up_with_its_own_words(tmp_path: Path) -> None
         assert "worker-1.log" in household.output
 
 
+def test_an_engine_that_cannot_start_is_told_at_once(tmp_path: Path) -> None:
+    with up(tmp_path, "--ephemeral", ready=False, PENSTOCK_WORKER__SIM_GPU="no such gpu") as household:
+        assert household.process.wait(40) == 1
+        household._reader.join(5)
+        assert "starting it again in" not in household.output
+        assert "no such gpu" in household.output
+        log = household.output.rpartition("Its log: ")[2].strip().rstrip(".").replace("~", str(tmp_path))
+        assert Path(log).is_file()
+
+
 def test_with_api_keys_the_verbs_need_one(tmp_path: Path) -> None:
     with up(tmp_path, "--ephemeral", "--workers", "0", ready=False, PENSTOCK_API_KEYS="hunter22") as household:
         household.until_said("Ctrl-C stops everything")
