@@ -5,6 +5,7 @@ Never here: which settings exist and what they mean (settings.py).
 
 import difflib
 import os
+import re
 import tomllib
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -221,9 +222,9 @@ def _read_secret(name: str, path: str, origin: Origin) -> str:
 
 
 def _from_text(field: FieldInfo, text: str) -> Any:
-    """What a variable's text means for a field: lists are comma-separated, words of a choice are taken in any case."""
+    """What a text means for a field: lists are split at commas and lines, words of a choice are taken in any case."""
     if get_origin(field.annotation) is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip())
     if get_origin(field.annotation) is Literal and text.lower() in get_args(field.annotation):
         return text.lower()
     return text

@@ -74,18 +74,22 @@ class Gateway:
             raise _refused(response.status_code, response.content)
         return response.json() if response.content else None
 
-    def stream(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Iterator[Event]:
+    def stream(
+        self, path: str, body: Any, headers: Mapping[str, str] | None = None, *, deadline: float | None = None
+    ) -> Iterator[Event]:
         """POST and yield events until `[DONE]`. The first is a `headers` event with the answer's headers. Breaks are final."""
         try:
-            with self._client.stream("POST", path, json=body, headers=dict(headers or {}), timeout=_stream_timeout()) as response:
+            timeout = _stream_timeout(deadline)
+            with self._client.stream("POST", path, json=body, headers=dict(headers or {}), timeout=timeout) as response:
                 if response.status_code >= 400:
                     raise _refused(response.status_code, response.read())
                 yield Event("", "headers", json.dumps(dict(response.headers)))
-                for event in _events(response.iter_bytes()):
+                for event in _events(response.iter_bytes(), deadline):
                     if event.data == "[DONE]":
                         return
                     yield event
         except httpx2.TransportError as error:
+            _check(deadline)
             raise self._unreachable(error) from error
 
     def events(self, request: str, *, after: str = "", deadline: float | None = None) -> Iterator[Event]:
@@ -157,7 +161,7 @@ def _stream_timeout(deadline: float | None = None) -> httpx2.Timeout:
 
 def _check(deadline: float | None) -> None:
     if deadline is not None and time.monotonic() >= deadline:
-        raise Failure("It did not end in time", "--timeout is over; the request itself goes on", "", TIMEOUT)
+        raise Failure("It did not end in time", "--timeout is over", "", TIMEOUT)
 
 
 def _refused(status: int, content: bytes) -> Failure:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from penstock.failures import USAGE, Failure
+from penstock.output import seconds_of
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
@@ -91,6 +92,17 @@ def server_of(args: argparse.Namespace) -> str:
 def api_key_of(args: argparse.Namespace) -> str:
     """The key to show it, or nothing."""
     return str(args.api_key or os.environ.get("PENSTOCK_API_KEY") or "")
+
+
+def span_of(text: str) -> float:
+    """An argument's `type`: a span of time in seconds."""
+    try:
+        value = seconds_of(text)
+    except ValueError:
+        value = -1.0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no span of time like 30s, 5m or 1h")
+    return value
 
 
 def _kind(word: str) -> str:

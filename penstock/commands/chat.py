@@ -3,10 +3,11 @@
 import argparse
 import json
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
-from penstock.failures import FAILED, INTERRUPTED, OK, Failure
-from penstock.parsing import add_client_flags, add_verb, api_key_of, server_of
+from penstock.failures import FAILED, INTERRUPTED, OK, TIMEOUT, Failure
+from penstock.parsing import add_client_flags, add_verb, api_key_of, server_of, span_of
 
 if TYPE_CHECKING:
     from penstock.client import Gateway
@@ -31,9 +32,7 @@ def add_chat(group: Any) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
     parser.add_argument("--detach", action="store_true", help="let the request go on when Ctrl-C ends this command")
-    parser.add_argument(
-        "--timeout", type=float, default=None, metavar="S", help="give up after this many seconds (default: never)"
-    )
+    parser.add_argument("--timeout", type=span_of, metavar="SPAN", help="give up after this long (30s, 5m; exit code 4)")
     add_client_flags(parser, output=False)
 
 
@@ -62,10 +61,6 @@ def run_chat(args: argparse.Namespace) -> int:
 
 
 def _answer(gateway: "Gateway", args: argparse.Namespace, messages: list[dict[str, str]]) -> tuple[int, str]:
-    import time
-
-    from penstock.failures import TIMEOUT
-
     body: dict[str, Any] = {"model": args.model, "messages": messages, "stream": True}
     if args.max_tokens is not None:
         body["max_tokens"] = args.max_tokens
@@ -75,7 +70,7 @@ def _answer(gateway: "Gateway", args: argparse.Namespace, messages: list[dict[st
     deadline = time.monotonic() + args.timeout if args.timeout else None
     request, text = "", ""
     try:
-        for event in gateway.stream("/v1/chat/completions", body, headers):
+        for event in gateway.stream("/v1/chat/completions", body, headers, deadline=deadline):
             if event.kind == "headers":
                 request = event.json().get(_REQUEST_HEADER, "")
                 continue
@@ -83,13 +78,14 @@ def _answer(gateway: "Gateway", args: argparse.Namespace, messages: list[dict[st
             text += piece
             sys.stdout.write(piece)
             sys.stdout.flush()
-            if deadline and time.monotonic() > deadline:
-                _cancel(gateway, request, args.detach)
-                raise Failure("It did not end in time", "--timeout is over", "", TIMEOUT)
     except KeyboardInterrupt:
         sys.stdout.write("\n")
         _cancel(gateway, request, args.detach)
         return INTERRUPTED, text
+    except Failure as failure:
+        if failure.exit_code == TIMEOUT:
+            _cancel(gateway, request, args.detach)
+        raise
     sys.stdout.write("\n")
     return OK, text
 

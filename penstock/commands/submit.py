@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.failures import FAILED, INTERRUPTED, OK, USAGE, Failure
-from penstock.output import seconds_of
-from penstock.parsing import add_client_flags, add_verb, api_key_of, server_of
+from penstock.failures import FAILED, INTERRUPTED, OK, TIMEOUT, USAGE, Failure
+from penstock.parsing import add_client_flags, add_verb, api_key_of, server_of, span_of
 
 if TYPE_CHECKING:
     from penstock.client import Gateway
@@ -33,12 +32,12 @@ def add_submit(group: Any) -> None:
     parser.add_argument("--model", help="which model (default demo, or the body's)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
     parser.add_argument("--priority", choices=["high", "normal", "low"], help="which line it waits in")
-    parser.add_argument("--deadline", type=_span, metavar="SPAN", help="drop it after this long (30s, 5m)")
+    parser.add_argument("--deadline", type=span_of, metavar="SPAN", help="drop it after this long (30s, 5m)")
     parser.add_argument("--idempotency-key", metavar="KEY", help="the same key and body again is the same request")
     parser.add_argument("--stream", action="store_true", help="print the answer while it comes")
     parser.add_argument("--detach", action="store_true", help="print the id at once; Ctrl-C and a shell's end leave it running")
     parser.add_argument(
-        "--timeout", type=_span, metavar="SPAN", help="stop waiting after this long (exit code 4); the request goes on"
+        "--timeout", type=span_of, metavar="SPAN", help="stop waiting after this long (exit code 4); the request goes on"
     )
     add_client_flags(parser)
 
@@ -62,7 +61,8 @@ def run_submit(args: argparse.Namespace) -> int:
             print(f"penstock: cancelled {request}", file=sys.stderr)
             return INTERRUPTED
         except Failure as failure:
-            failure.to_do = failure.to_do or f"`penstock request show {request}` tells where it stands"
+            still = "it goes on: " if failure.exit_code == TIMEOUT else ""
+            failure.to_do = failure.to_do or f"{still}`penstock request show {request}` tells where it stands"
             raise
 
 
@@ -152,13 +152,3 @@ def _document(source: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise Failure("--input is not a JSON object", f"it is a {type(body).__name__}", 'Like {"messages": [...]}', USAGE)
     return body
-
-
-def _span(text: str) -> float:
-    try:
-        value = seconds_of(text)
-    except ValueError:
-        value = -1.0
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no span of time like 30s, 5m or 1h")
-    return value

@@ -1,11 +1,13 @@
 """What an install brings along, and that all of it is pinned."""
 
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -37,6 +39,29 @@ def brought_along(texts: list[str]) -> set[str]:
 
     list(walk(texts, frozenset()))
     return found
+
+
+def make(*targets: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", "--no-print-directory", *targets], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_make_lists_its_targets() -> None:
+    listed = [line.split()[1] for line in make().stdout.splitlines()]
+    assert listed == ["up", "test", "check", "bench", "chaos", "clean", "help"]
+
+
+@pytest.mark.parametrize("target", ["bench", "chaos"])
+def test_what_comes_later_says_so(target: str) -> None:
+    done = make(target)
+    assert done.returncode != 0
+    assert "nothing to run yet" in done.stderr
+
+
+def test_ci_runs_both_and_stops_at_the_first_failure() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert "set -euo pipefail" in lines
+    assert lines[-2:] == ["make check", "make test"]
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
 def test_the_gateway_alone_brings_no_torch() -> None:

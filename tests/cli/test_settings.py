@@ -127,6 +127,12 @@ def test_secrets_from_files(tmp_path: Path) -> None:
     assert settings.redis.url == "redis://:hunter22@host:1/0"
 
 
+def test_api_keys_from_a_file_one_a_line(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("one\ntwo\n")
+    keys = load_settings({}, environment={"PENSTOCK_API_KEYS_FILE": str(tmp_path / "keys")}, folder=tmp_path).api_keys
+    assert [key.get_secret_value() for key in keys] == ["one", "two"]
+
+
 def test_a_secret_twice_is_refused_without_showing_it(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("hunter22\n")
     environment = {"PENSTOCK_REDIS__PASSWORD_FILE": str(tmp_path / "secret"), "PENSTOCK_REDIS__PASSWORD": "hunter23"}

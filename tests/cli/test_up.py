@@ -127,6 +127,13 @@ def test_a_paused_queue_waits_and_can_be_purged(shared: Up) -> None:
         assert shared.json("queues", "resume", "demo")["paused"] is False
 
 
+def test_a_chat_that_takes_too_long_is_given_up_and_cancelled(shared: Up) -> None:
+    done = shared.verb("chat", "a long story", "--max-tokens", "20000", "--timeout", "500ms")
+    assert done.returncode == 4
+    assert "did not end in time" in done.stderr
+    assert shared.json("requests", "--limit", "1")["data"][0]["status"] == "cancelled"
+
+
 @pytest.mark.parametrize("verb", ["chat", "submit"])
 def test_ctrl_c_cancels_what_it_waits_for(verb: str, shared: Up) -> None:
     process = shared.start_verb(verb, "a long story", "--max-tokens", "20000")
