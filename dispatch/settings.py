@@ -27,7 +27,7 @@ class GatewaySettings(_Section):
     """The HTTP gateway."""
 
     host: str = Field("127.0.0.1", description="address to listen on; a non-loopback one needs api_keys")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; `up` takes the next free one if it is taken")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; `up` takes the next free one if the default is taken")
     max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest request body")
     ping_s: float = Field(15.0, gt=0, description="silence on a stream before a ping comment")
     reader_buffer_bytes: int = Field(262_144, ge=4096, description="output a slow reader may leave unread before it is cut")
