@@ -172,7 +172,22 @@ async def test_a_stream_starts_with_its_place_in_the_queue_and_resumes_natively(
     assert [json.loads(line[6:])["text"] for line in rest.split("\n") if line.startswith('data: {"text')] == ["w2 "]
 
 
-async def test_64_chats_at_once_do_not_mix(client: openai.AsyncOpenAI, worker: FakeWorker) -> None:
+async def test_an_idempotency_key_gives_the_same_answer_once_more(
+    gateway: Running, client: openai.AsyncOpenAI, worker: FakeWorker
+) -> None:
+    headers = {"Idempotency-Key": "same"}
+    body = {"model": MODEL, "messages": HELLO, "stream": True}
+    first = await gateway.client.post("/v1/chat/completions", json=body, headers=headers)
+    again = await gateway.client.post("/v1/chat/completions", json=body, headers=headers)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.headers["x-penstock-request"] == first.headers["x-penstock-request"]
+    assert again.text.count("data: ") == first.text.count("data: ") > 4 and again.text.endswith("data: [DONE]\n\n")
+    with pytest.raises(openai.UnprocessableEntityError) as other:
+        await client.chat.completions.create(model=MODEL, messages=HELLO, extra_headers=headers)
+    assert other.value.code == "idempotency_mismatch" and len(worker.seen) == 1
+
+
+async def test_64_chats_at_once_do_not_mix(gateway: Running, client: openai.AsyncOpenAI, worker: FakeWorker) -> None:
     worker.plan = lambda request: [f"{request.messages[0]['content']}:{n} " for n in range(20)]
 
     async def talk(n: int) -> str:
@@ -181,3 +196,4 @@ async def test_64_chats_at_once_do_not_mix(client: openai.AsyncOpenAI, worker: F
 
     answers = await asyncio.gather(*(talk(n) for n in range(64)))
     assert answers == ["".join(f"c{n}:{k} " for k in range(20)) for n in range(64)]
+    await until(lambda: not gateway.gateway.feed._requests)  # nothing is kept of a stream that is over
