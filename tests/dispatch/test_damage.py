@@ -106,3 +106,19 @@ async def test_an_inbox_that_nobody_reads_stays_small(twin: Twin) -> None:
         await queue.enqueue(new)
         await queue.cancel(new.id)
     assert await twin.redis.xlen(KEYS.inbox("w-1")) <= 1_200
+
+
+async def test_a_worker_whose_keys_are_gone_leaves_its_requests_to_the_sweep(twin: Twin) -> None:
+    queue = twin.queue
+    grant = await walks.running(twin)
+    await queue.append(grant, 1, b"one")
+    await twin.redis.delete(KEYS.worker("w-1"), KEYS.held("w-1"), KEYS.inbox("w-1"))
+    waiting = twin.new()
+    await queue.enqueue(waiting)
+    assert await state(twin, waiting.id) is RequestState.QUEUED
+    for _ in range(7):
+        await queue.sweep()
+        twin.now += 2_000
+    assert await state(twin, grant.request) is RequestState.QUEUED
+    assert (await queue.park(m.Offer("w-2", MODEL, 100, 4, 1.0))).granted == 2
+    assert await queue.append(grant, 2, b"late") is m.WriteStatus.FENCED
