@@ -1,0 +1,64 @@
+"""Lines longer than the window: its first 32 are chosen from exactly, and nothing behind them that fits is left waiting."""
+
+import random
+
+import pytest
+from redis.asyncio import Redis
+
+from dispatch import messages as m
+from dispatch.queue import Queue
+from dispatch.rules import QueueRules
+from dispatch.states import Priority
+from tests.dispatch.invariants import broken, line_order, snapshot
+from tests.dispatch.twin import MODEL, Twin
+
+WINDOW = 32
+OTHER = "org/other:7b"
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_the_window_is_exact_and_nothing_behind_it_is_left(redis: Redis, seed: int) -> None:
+    rng = random.Random(seed)
+    rules = QueueRules()
+    queue = Queue(redis, rules)
+    twin = Twin(redis, rules)  # only to make requests
+    costs: dict[str, int] = {}
+    for _ in range(90):
+        new = twin.new(rng.choice((5, 20, 80, 300, 900)), priority=rng.choice(list(Priority)))
+        costs[new.id] = new.cost_tokens
+        await queue.enqueue(new)
+    for n in range(25):
+        before = await snapshot(redis)
+        names = [f"{MODEL}:{priority}" for priority in Priority]
+        room = limit = rng.choice((30, 150, 700))
+        # Oldest first as far as it fits, line by line; behind a window that was looked through, the script may choose.
+        greedy = []
+        for name in names:
+            line = [f["id"] for _, f in before.of["queue"].get(name, [])]
+            for request in line[:WINDOW]:
+                if costs[request] <= room:
+                    greedy.append(request)
+                    room -= costs[request]
+            if len(line) > WINDOW:
+                break
+        parked = await queue.park(m.Offer(f"w-{n}", MODEL, limit, 1_000, 1.0))
+        after = await snapshot(redis)
+        assert not broken(after, rules)
+        taken = set(line_order(before, MODEL)) - set(line_order(after, MODEL))
+        assert set(greedy) <= taken
+        assert sum(costs[request] for request in taken) == limit - parked.room_tokens
+
+
+async def test_models_share_a_shard_and_nothing_else(redis: Redis) -> None:
+    queue = Queue(redis, QueueRules())
+    for model in (MODEL, OTHER):
+        await queue.park(m.Offer(f"w-{model}", model, 100, 4, 1.0))
+    await queue.pause(OTHER, True)
+    for model in (MODEL, OTHER):
+        wanted = m.InferenceRequest(m.new_id(), model, m.InputKind.CHAT, m.Sampling(10))
+        given = await queue.enqueue(m.NewRequest(wanted.id, model, m.encode(wanted), wanted.kind, 10, 60_000))
+        record = await queue.record(given.id)
+        assert record is not None
+        assert (record.state, record.worker) == (("granted", "w-demo") if model == MODEL else ("queued", ""))
+    assert not broken(await snapshot(redis), QueueRules())
+    assert [(await queue.stats(model)).backlog for model in (MODEL, OTHER)] == [0, 1]
