@@ -1,5 +1,6 @@
 """A gateway with a worker beside it. One server: the laws themselves are tested on both (tests/dispatch)."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -26,3 +27,17 @@ async def worker(queue: Queue, fleet: Fleet) -> AsyncIterator[FakeWorker]:
 async def gateway(redis: object, server_url: str) -> AsyncIterator[Running]:
     async with serving(settings_for(server_url)) as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+async def stuck_tasks_tell_where() -> AsyncIterator[None]:
+    """Shortly before a test times out, where each task waits: the timeout itself only shows the event loop."""
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.print_stack()
+
+    timer = loop.call_later(100, tell)
+    yield
+    timer.cancel()
