@@ -323,6 +323,15 @@ class GpuStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """How a worker's last probe of its engine went."""
+
+    ok: bool
+    at_ms: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """`worker:<id>`, JSON with a TTL. Its presence is the health check."""
 
@@ -344,6 +353,7 @@ class Heartbeat:
     gpu: GpuStatus | None = None
     rss_bytes: int = 0
     tokens_per_s: float = 0.0
+    probe: ProbeReport | None = None
     v: int = SCHEMA_VERSION
 
 
