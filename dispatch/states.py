@@ -29,6 +29,7 @@ class WorkerState(StrEnum):
     STARTING = "starting"
     LOADING = "loading"
     READY = "ready"
+    QUARANTINED = "quarantined"
     DRAINING = "draining"
     GONE = "gone"
 
@@ -94,12 +95,18 @@ WORKER_TRANSITIONS: Mapping[WorkerState, Mapping[WorkerState, str]] = {
     },
     _W.LOADING: {
         _W.READY: "engine has started and answered a probe",
+        _W.QUARANTINED: "its new engine's canary says other tokens than its first one's",
         _W.DRAINING: "SIGTERM",
-        _W.GONE: "heartbeat lapsed, or the engine could not start",
+        _W.GONE: "heartbeat lapsed, or the engine could not start, or engines died again and again",
     },
     _W.READY: {
         _W.DRAINING: "SIGTERM, or asked to drain",
-        _W.LOADING: "engine is being replaced",
+        _W.LOADING: "engine is being replaced: it died, hung or failed a probe",
+        _W.QUARANTINED: "its canary's tokens changed",
+        _W.GONE: "heartbeat lapsed",
+    },
+    _W.QUARANTINED: {
+        _W.DRAINING: "SIGTERM",
         _W.GONE: "heartbeat lapsed",
     },
     _W.DRAINING: {_W.GONE: "holds nothing any more, or its time to drain is over"},

@@ -18,7 +18,7 @@ from dispatch.messages import Begun, Grant, Usage, WriteStatus
 from dispatch.queue import Queue
 from dispatch.states import RequestState
 from worker.admission import Holding
-from worker.engines.base import Chunk, Engine, EngineError, EngineInfo
+from worker.engines.base import Chunk, Engine, EngineDead, EngineError, EngineInfo
 from worker.outcome import Completed, Crashed, Failed, GivenBack, Lost, Outcome, Retryable, outcome_of
 from worker.output import Gathered, tokens_done
 
@@ -50,6 +50,8 @@ class Execution:
         self.grant = grant
         self.holding = Holding(grant.cost_tokens, grant.cost_tokens)
         self.generating = False
+        """The engine works on it, or died doing so."""
+        self.crashed = False
         self._queue = queue
         self._engine = engine
         self._info = info
@@ -88,6 +90,11 @@ class Execution:
     def stop(self, reason: str) -> None:
         """It is no longer ours: stop computing and write nothing."""
         self._decide(Lost(reason))
+
+    @property
+    def is_ending(self) -> bool:
+        """The engine has said all; what is left is to write it."""
+        return self._said_last
 
     def give_back(self) -> None:
         """Stop computing and let another worker go on."""
@@ -135,8 +142,11 @@ class Execution:
                         self._said_last = True
                         return Completed(_detail(chunk))
             raise EngineError("engine_error", "The engine ended an answer without saying why.", retryable=True)
+        except EngineDead:
+            self.crashed = True
+            raise
         finally:
-            self.generating = False
+            self.generating = self.crashed
             self._fresh.set()
 
     async def _write_until_ended(self, generation: asyncio.Task[Completed]) -> Outcome:

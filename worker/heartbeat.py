@@ -6,8 +6,10 @@ makes steps: a hung GPU must lose its requests. Never here: what is held (worker
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
+from enum import Enum
 
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
@@ -45,29 +47,43 @@ class Complaint:
 
 
 class Steps:
-    """Whether the engine makes steps while it owes some. `on_hung` is told when it made none for twice `stall_s`."""
+    """Whether the engine makes steps while it owes some. `on_hung` is told when it made none for `hang_s`.
 
-    def __init__(self, count: Callable[[], int], stall_s: float, on_hung: Callable[[float], None]) -> None:
+    Silence is counted from look to look, `longest_gap_s` at most: a process that was itself stopped has heard nothing.
+    """
+
+    def __init__(self, count: Callable[[], int], on_hung: Callable[[float], None], longest_gap_s: float) -> None:
+        self.hang_s = math.inf
         self._count = count
         self._on_hung = on_hung
-        self._stall_s = stall_s
+        self._longest_gap_s = longest_gap_s
         self._last = -1
-        self._moved_at = 0.0
-        self.stalled = False
+        self._looked_at = 0.0
+        self._silent_s = 0.0
+        self._stalled = False
 
-    def look(self, owing: bool, now: float) -> bool:
-        """Look again; True while leases may be renewed."""
+    def look(self, owing: bool, now: float) -> "Pace":
+        """Look again."""
         count = self._count()
-        if count != self._last or not owing:
-            self._last, self._moved_at = count, now
-        silent_s = now - self._moved_at
-        stalled = silent_s > self._stall_s
-        if stalled and not self.stalled:
-            _log.error("see no step of the engine: leases are left to lapse", extra={"silent_s": round(silent_s, 1)})
-        if silent_s > 2 * self._stall_s:
-            self._on_hung(silent_s)
-        self.stalled = stalled
-        return not stalled
+        gap_s, self._looked_at = min(self._longest_gap_s, now - self._looked_at), now
+        self._silent_s = 0.0 if count != self._last or not owing else self._silent_s + gap_s
+        self._last = count
+        if self._silent_s > self.hang_s:
+            self._on_hung(self._silent_s)
+            return Pace.HUNG
+        stalled = self._silent_s > self.hang_s / 2
+        if stalled and not self._stalled:
+            _log.warning("see no step of the engine: take nothing more", extra={"silent_s": round(self._silent_s, 1)})
+        self._stalled = stalled
+        return Pace.STALLED if stalled else Pace.STEADY
+
+
+class Pace(Enum):
+    """How the engine gets on: as it should; too silent to be given more; too silent to keep what it has."""
+
+    STEADY = 1
+    STALLED = 2
+    HUNG = 3
 
 
 class Heart:
@@ -82,7 +98,7 @@ class Heart:
         *,
         say: Callable[[], Heartbeat],
         offer: Callable[[], Offer | None],
-        on_barred: Callable[[], None],
+        on_barred: Callable[[str], None],
         on_return: Callable[[], None],
         every_s: float,
         ttl_s: float,
@@ -121,11 +137,11 @@ class Heart:
             await self._beat()
 
     async def _beat(self) -> None:
-        renewing = self._steps.look(self._held.is_generating(), time.monotonic())
+        pace = self._steps.look(self._held.is_generating(), time.monotonic())
         results = await asyncio.gather(
             self._fleet.beat(self._say(), self._ttl_ms),
-            self._renew() if renewing else _nothing(),
-            self._park(renewing),
+            self._renew() if pace is not Pace.HUNG else _nothing(),
+            self._park(pace is Pace.STEADY),
             return_exceptions=True,
         )
         failed = next((r for r in results if isinstance(r, BaseException)), None)
@@ -161,7 +177,7 @@ class Heart:
         if not makes_steps:
             offer = Offer(offer.worker, offer.model, offer.limit_tokens, offer.slots, offer.weight, accepting=False)
         if (await self._queue.park(offer)).barred:
-            self._on_barred()
+            self._on_barred(offer.worker)
 
 
 async def _nothing() -> None:

@@ -37,6 +37,12 @@ class Held:
         self._admitted.discard(_key(execution.grant))
         self._changed.set()
 
+    def clear(self) -> None:
+        """Hold nothing any more, all at once."""
+        self._executions.clear()
+        self._admitted.clear()
+        self._changed.set()
+
     def find(self, request: str, attempt: int) -> Execution | None:
         return self._executions.get((request, attempt))
 

@@ -11,10 +11,10 @@ from dispatch.faults import STORE_FAULT
 from dispatch.messages import Grant, Stop
 from dispatch.queue import Queue
 from dispatch.redis_client import BLOCK_MS
-from worker.engines.base import Engine, EngineInfo
 from worker.execution import Execution
 from worker.heartbeat import Complaint
 from worker.held import Held
+from worker.life import Death, Life
 from worker.outcome import Completed, Crashed, Failed, Lost, Outcome
 
 _log = logging.getLogger("penstock.worker")
@@ -28,24 +28,22 @@ class Intake:
         self,
         queue: Queue,
         inbox: Queue,
-        engine: Engine,
         held: Held,
         *,
         on_tokens: Callable[[int], None],
-        on_crash: Callable[[str], None],
+        on_completed: Callable[[], None],
     ) -> None:
         self.accepting = True
         self._queue = queue
         self._inbox = inbox
-        self._engine = engine
         self._held = held
         self._on_tokens = on_tokens
-        self._on_crash = on_crash
+        self._on_completed = on_completed
         self._read_until = "0"
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def listen(self, worker: str, info: EngineInfo) -> None:
-        """Read the inbox of `worker` for ever."""
+    async def listen(self, worker: str, life: Life) -> None:
+        """Read the inbox of `worker` for ever; what comes runs on the engine of `life`."""
         complaint = Complaint("read the inbox")
         self._read_until = "0"
         while True:
@@ -57,16 +55,16 @@ class Intake:
                 await asyncio.sleep(_PAUSE_S)
                 continue
             for word in words:
-                self._hear(word, info)
+                self._hear(word, life)
 
-    async def give_back_the_unread(self, worker: str, info: EngineInfo) -> None:
+    async def give_back_the_unread(self, worker: str, life: Life) -> None:
         """Redis grants nothing any more; what it granted just before may still lie in the inbox."""
         try:
             _, words = await self._queue.read_inbox(worker, self._read_until, block_ms=1)
         except STORE_FAULT:
             return  # not begun in time, they go back by themselves
         for word in words:
-            self._hear(word, info)
+            self._hear(word, life)
 
     async def close(self) -> None:
         """Break off what is still at work."""
@@ -74,33 +72,34 @@ class Intake:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _hear(self, word: Grant | Stop, info: EngineInfo) -> None:
+    def _hear(self, word: Grant | Stop, life: Life) -> None:
         execution = self._held.find(word.request, word.attempt)
         if isinstance(word, Grant):
             if execution is None:
-                self._take(word, info)
+                self._take(word, life)
         elif execution is not None:
             execution.stop(word.reason)
 
-    def _take(self, grant: Grant, info: EngineInfo) -> None:
+    def _take(self, grant: Grant, life: Life) -> None:
         execution = Execution(
             grant,
             self._queue,
-            self._engine,
-            info,
-            until_room=lambda e: self._held.until_room(e, info),
+            life.engine,
+            life.info,
+            until_room=lambda e: self._held.until_room(e, life.info),
             is_busy=self._held.is_busy,
             on_tokens=self._on_tokens,
         )
         if not self.accepting:
             execution.give_back()  # it was on its way when we stopped accepting
         self._held.add(execution)
-        task = asyncio.create_task(self._execute(execution))
+        task = asyncio.create_task(self._execute(execution, life))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _execute(self, execution: Execution) -> None:
+    async def _execute(self, execution: Execution, life: Life) -> None:
         grant = execution.grant
+        outcome: Outcome | None = None
         try:
             outcome = await execution.run()
         except Exception:
@@ -108,9 +107,13 @@ class Intake:
             _log.exception("fail to write an outcome", extra={"request": grant.request, "attempt": grant.attempt})
             return
         finally:
-            self._held.remove(execution)
+            # What the engine died under stays held, until the worker has seen who was in there with it.
+            if not isinstance(outcome, Crashed):
+                self._held.remove(execution)
         if isinstance(outcome, Crashed):
-            self._on_crash(outcome.evidence)
+            life.see_dead(Death(outcome.evidence, outcome.own_fault))
+        if isinstance(outcome, Completed):
+            self._on_completed()
         _note(grant, outcome)
 
 

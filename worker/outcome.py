@@ -49,6 +49,7 @@ class Crashed:
     """The engine died under it. The worker abandons all it holds at once, by this evidence."""
 
     evidence: str
+    own_fault: bool = True
 
 
 Outcome = Completed | Failed | Retryable | GivenBack | Lost | Crashed
@@ -60,7 +61,7 @@ def outcome_of(error: Exception) -> Outcome:
         kind = Retryable if error.retryable else Failed
         return kind(error.code, str(error))
     if isinstance(error, EngineDead):
-        return Crashed(str(error) or "the engine died without a word")
+        return Crashed(str(error) or "the engine died without a word", error.own_fault)
     if isinstance(error, PenstockError):
         kind = Retryable if error.kind.retryable else Failed
         return kind(error.code, error.message)

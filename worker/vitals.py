@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Sequence
 
-from dispatch.messages import Heartbeat
+from dispatch.messages import Heartbeat, ProbeReport
 from dispatch.settings import WorkerSettings
 from dispatch.states import WorkerState
 from worker.admission import Holding, needed
@@ -58,7 +58,9 @@ class Vitals:
         self._host = socket.gethostname()
         self._started_at_ms = _now_ms()
 
-    def heartbeat(self, worker: str, state: WorkerState, holdings: Sequence[Holding], progress: str) -> Heartbeat:
+    def heartbeat(
+        self, worker: str, state: WorkerState, holdings: Sequence[Holding], progress: str, probe: ProbeReport | None
+    ) -> Heartbeat:
         """The heartbeat of this moment."""
         info = self.info
         self.meter.tick(time.monotonic())
@@ -81,6 +83,7 @@ class Vitals:
             gpu=device_of(self._gpus, info.device) if info else None,
             rss_bytes=rss_bytes(),
             tokens_per_s=round(self.meter.tokens_per_s, 2),
+            probe=probe,
         )
 
 

@@ -1,45 +1,39 @@
-"""A worker: start the engine, beat, take what was granted, drain. One of them is one process with one engine.
+"""A worker: start the engine, beat, take what was granted, drain. One of them is one process, and outlives its engines.
 
 Never here: one request's work (execution.py), what fits (admission.py), the beat itself (heartbeat.py).
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
-import uvloop
-
-from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
 from dispatch.messages import Heartbeat, Offer
-from dispatch.processes import die_with_parent
 from dispatch.queue import Queue
-from dispatch.redis_client import connect
 from dispatch.settings import Settings
 from dispatch.states import WorkerState
 from worker.admission import needed, offer
-from worker.engines.base import Engine, EngineDead, EngineInfo
-from worker.engines.registry import engine_for
-from worker.gpu import Gpus, find_gpus
+from worker.burial import LAST_TRY_S, abandon, cancelled, last_try, suspects_of
+from worker.engine_room import EngineRoom, NoEngine
+from worker.engines.base import Engine
+from worker.gpu import Gpus
+from worker.health import Health, Sick
 from worker.heartbeat import Complaint, Heart, Steps
 from worker.held import Held
 from worker.intake import Intake
+from worker.life import Death, Life
 from worker.vitals import Vitals
 
+_T = TypeVar("_T")
 _log = logging.getLogger("penstock.worker")
+_OFFERING = (WorkerState.READY, WorkerState.QUARANTINED, WorkerState.DRAINING)
 _STATUS_EVERY_S = 30.0
 _LAST_WORD_S = 30.0
 """How long the heartbeat of a worker that failed stands, so that people and launchers can read why."""
-_CLOSE_S = 15.0
-"""How long an engine may take to close; its process dies with ours anyway."""
-_LAST_TRY_S = 5.0
-"""How long a worker that ends tries to say so to a Redis that is away."""
 
 
 def new_worker_id() -> str:
@@ -48,29 +42,35 @@ def new_worker_id() -> str:
 
 
 class Worker:
-    """One incarnation after another of a worker; `run` returns the process's exit code."""
+    """One incarnation after another of a worker, on one engine after another; `run` returns the process's exit code.
 
-    def __init__(self, settings: Settings, engine: Engine, gpus: Gpus, queue: Queue, inbox: Queue, fleet: Fleet) -> None:
+    `make` builds an engine that is not started.
+    """
+
+    def __init__(
+        self, settings: Settings, make: Callable[[], Engine], gpus: Gpus, queue: Queue, inbox: Queue, fleet: Fleet
+    ) -> None:
         self._settings = settings.worker
-        self._engine = engine
         self._queue = queue
         self._fleet = fleet
         self.id = new_worker_id()
         self.state = WorkerState.STARTING
-        self._info: EngineInfo | None = None
+        self._life: Life | None = None
         self._held = Held()
         self._vitals = Vitals(settings.worker, gpus)
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
         self._at_once = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
-        self._intake = Intake(queue, inbox, engine, self._held, on_tokens=self._vitals.meter.count, on_crash=self._see_dead)
-        self._crashed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._health = Health(self._held, after_s=self._settings.probe_after_s, timeout_s=self._settings.probe_timeout_s)
+        self._room = EngineRoom(make, self._settings.engine, self._health, most_failures=self._settings.engine_failures)
+        self._intake = Intake(queue, inbox, self._held, on_tokens=self._count_tokens, on_completed=self._room.completed)
+        self._steps = Steps(self._count_steps, self._see_hung, longest_gap_s=2 * self._settings.heartbeat_s)
         self._heart = Heart(
             queue,
             fleet,
             self._held,
-            Steps(self._count_steps, queue.rules.lease_ms / 1000, self._see_hung),
+            self._steps,
             say=self._say,
             offer=self._offer,
             on_barred=self._new_incarnation,
@@ -86,50 +86,37 @@ class Worker:
         self._draining.set()
 
     async def run(self) -> int:
-        """Start, work, drain. 0 after a drain, 1 when the engine could not start or died."""
+        """Start, work, replace dead engines, drain. 0 after a drain, 1 when no engine would start or stay alive."""
         beating = asyncio.create_task(self._heart.run())
         try:
-            info = await self._start()
-            if info is None:
-                return 1 if self._vitals.error else 0
-            return await self._work(info)
+            await self._live()
+        except NoEngine as error:
+            self._fail(error)
         finally:
-            await _cancelled(beating, *self._tasks)
-            await self._intake.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._engine.close(), _CLOSE_S)
-            if self._vitals.error:
-                await _last_try(lambda: self._fleet.beat(self._say(), int(_LAST_WORD_S * 1000)))
-            else:
-                await _last_try(lambda: self._fleet.leave(self.id))
+            await self._end(beating)
+        return int(self.state is WorkerState.GONE)
 
-    # ---- start
-
-    async def _start(self) -> EngineInfo | None:
-        """The started engine; None when it cannot start, or when there is no use any more."""
+    async def _live(self) -> None:
+        """One engine after another. Returns after a drain. Raises NoEngine."""
         self.state = WorkerState.LOADING
-        starting = asyncio.ensure_future(self._engine.start())
-        draining = asyncio.ensure_future(self._draining.wait())
-        await asyncio.wait({starting, draining}, return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        if not starting.done():
-            await _cancelled(starting)
-            return None
-        try:
-            return starting.result()
-        except PenstockError as error:
-            self._fail(f"The engine {self._settings.engine!r} could not start.", error.message, error.hint)
-        except Exception as error:
-            _log.exception("fail to start the engine")
-            self._fail(f"The engine {self._settings.engine!r} could not start.", f"{type(error).__name__}: {error}", "")
-        return None
+        started = await self._unless_draining(self._room.first())
+        while started is not None:
+            life, sick = started
+            await self._work(life, sick)
+            if not life.died.done() or self.state is WorkerState.QUARANTINED:
+                return
+            death = life.died.result()
+            await self._bury(death)
+            if self._draining.is_set():
+                raise NoEngine("The engine died while it drained.", death.evidence, "")
+            started = await self._unless_draining(self._room.next(death))
 
     async def _publish(self) -> None:
         """Publish the model's card, as soon as Redis answers. Again after Redis was away: it may have forgotten."""
         complaint = Complaint("publish the model's card")
-        while self._info is not None:
+        while (life := self._life) is not None:
             try:
-                await self._fleet.put_card(self._info.card, self._info.tokenizer)
+                await self._fleet.put_card(life.info.card, life.info.tokenizer)
                 complaint.worked()
                 return
             except STORE_FAULT as error:
@@ -138,22 +125,25 @@ class Worker:
 
     # ---- work
 
-    async def _work(self, info: EngineInfo) -> int:
-        self._info = self._vitals.info = info
-        await self._until_draining(self._publish())
-        if not self._draining.is_set():
-            self.state = WorkerState.READY
+    async def _work(self, life: Life, sick: Sick | None) -> None:
+        """Until a drain is over or the engine is dead."""
+        self._life, self._vitals.info = life, life.info
+        self._steps.hang_s = life.hang_s(self._settings.hang_s)
+        await self._until_draining(asyncio.create_task(self._publish()))
+        if not self._draining.is_set() and not life.died.done():
+            self.state, self._intake.accepting = WorkerState.READY, True
+            if sick is not None:
+                self._quarantine(sick)
             await self._heart.beat()
-            _log.info("ready", extra=self._story(info))
-        self._listening = asyncio.create_task(self._intake.listen(self.id, info))
-        reporting = asyncio.create_task(self._report())
+            _log.info(self.state.value, extra=self._story(life))
+        self._listening = asyncio.create_task(self._intake.listen(self.id, life))
+        helpers = (asyncio.create_task(self._report()), asyncio.create_task(self._watch_health(life)))
         try:
-            await self._until_draining(self._crashed)
-            if not self._crashed.done():
-                await self._drain(info)
-            return await self._bury() if self._crashed.done() else 0
+            await self._until_draining(life.died, unless=lambda: self.state is WorkerState.QUARANTINED)
+            if self._draining.is_set() and not life.died.done():
+                await self._drain(life)
         finally:
-            await _cancelled(self._listening, reporting)
+            await cancelled(self._listening, *helpers)
 
     async def _report(self) -> None:
         """A line now and then, while there is something to say."""
@@ -166,85 +156,121 @@ class Worker:
                     extra={"running": len(self._held), "kv_tokens": used, "tokens_per_s": round(self._vitals.meter.tokens_per_s)},
                 )
 
-    def _new_incarnation(self) -> None:
+    async def _watch_health(self, life: Life) -> None:
+        """While it works well."""
+        if self.state is WorkerState.READY:
+            sick = await self._health.watch(life.engine)
+            if not sick.garbage:
+                life.see_dead(Death(sick.why, own_fault=False, hung=True))
+            elif self.state is WorkerState.READY:
+                self._quarantine(sick)
+                await self._heart.beat()
+
+    def _quarantine(self, sick: Sick) -> None:
+        """What this engine says is wrong, and so would a new one's be on this device. People must look at it."""
+        self.state, self._intake.accepting = WorkerState.QUARANTINED, False
+        self._vitals.error = sick.why
+        _log.error("go into quarantine", extra={"worker_id": self.id, "why": sick.why})
+        for execution in self._held:
+            execution.give_back()
+
+    def _new_incarnation(self, barred: str) -> None:
         """Somebody had evidence that this incarnation is dead: what it held has moved on. Go on as another one."""
+        if barred != self.id:
+            return  # an answer to a beat of the one before
         old, self.id = self.id, new_worker_id()
         _log.warning("go on as a new worker: the old id was barred", extra={"worker_id": self.id, "old_worker_id": old})
         for execution in self._held:
             execution.stop("this incarnation was abandoned")
-        if self._listening is not None and self._info is not None:
+        if self._listening is not None and self._life is not None:
             self._listening.cancel()  # it waits at the old id's inbox
-            self._listening = asyncio.create_task(self._intake.listen(self.id, self._info))
-        self._spawn(_last_try(lambda: self._fleet.leave(old)))
+            self._listening = asyncio.create_task(self._intake.listen(self.id, self._life))
+        self._spawn(last_try(lambda: self._fleet.leave(old)))
 
     # ---- end
 
-    async def _drain(self, info: EngineInfo) -> None:
+    async def _drain(self, life: Life) -> None:
         """Accept nothing more; finish what is held in time, give back the rest."""
         self.state, self._intake.accepting = WorkerState.DRAINING, False
         _log.info("drain", extra={"worker_id": self.id, "running": len(self._held)})
         await self._heart.beat()
-        await self._intake.give_back_the_unread(self.id, info)
+        await self._intake.give_back_the_unread(self.id, life)
         emptied = asyncio.ensure_future(self._held.until_empty())
         at_once = asyncio.ensure_future(self._at_once.wait())
         try:
             limit_s = self._settings.drain_timeout_s
-            waiting: set[asyncio.Future[Any]] = {emptied, at_once, self._crashed}
+            waiting: set[asyncio.Future[Any]] = {emptied, at_once, life.died}
             await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            if not self._crashed.done():
+            if not life.died.done():
                 for execution in self._held:
                     execution.give_back()
-                await asyncio.wait({emptied}, timeout=_LAST_TRY_S)
+                await asyncio.wait({emptied}, timeout=LAST_TRY_S)
         finally:
-            await _cancelled(emptied, at_once)
+            await cancelled(emptied, at_once)
 
-    async def _bury(self) -> int:
-        """The engine is dead: all it held moves on at once, and this process ends with the evidence."""
-        evidence = self._crashed.result()
-        await _last_try(lambda: self._queue.abandon(self.id, evidence))
+    async def _bury(self, death: Death) -> None:
+        """The engine is dead: all it held moves on at once, and this incarnation with it."""
+        suspects = await suspects_of(self._held, death)
+        old, self.id = self.id, new_worker_id()
+        self.state, self._life = WorkerState.LOADING, None
         for execution in self._held:
             execution.stop("the engine died")
-        self._fail("The engine died.", evidence, "Its requests go on elsewhere; the launcher starts a new worker.")
-        return 1
+        self._held.clear()
+        fields = {"worker_id": self.id, "old_worker_id": old, "evidence": death.evidence, "suspects": len(suspects)}
+        _log.error("lose the engine: what it held moves on", extra=fields)
+        self._spawn(abandon(self._queue, self._fleet, old, death.evidence, suspects))
+        await self._room.bury(death)
 
-    def _fail(self, what: str, why: str, to_do: str) -> None:
+    async def _end(self, beating: asyncio.Task[None]) -> None:
+        self._life = None
+        await cancelled(beating)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LAST_TRY_S)
+        await cancelled(*self._tasks)
+        await self._intake.close()
+        await self._room.close()
+        if self.state is WorkerState.GONE:
+            await last_try(lambda: self._fleet.beat(self._say(), int(_LAST_WORD_S * 1000)))
+        else:
+            await last_try(lambda: self._fleet.leave(self.id))
+
+    def _fail(self, error: NoEngine) -> None:
         self.state = WorkerState.GONE
-        self._vitals.error = " ".join(part for part in (what, why) if part)
-        sys.stderr.write(f"penstock: {what}\n  why: {why}\n" + (f"  do:  {to_do}\n" if to_do else ""))
+        self._vitals.error = " ".join(part for part in (error.what, error.why) if part)
+        sys.stderr.write(f"penstock: {error.what}\n  why: {error.why}\n" + (f"  do:  {error.to_do}\n" if error.to_do else ""))
 
     # ---- what it says of itself
 
     def _offer(self) -> Offer | None:
-        if self._info is None or self.state not in (WorkerState.READY, WorkerState.DRAINING):
+        life = self._life
+        if life is None or life.died.done() or self.state not in _OFFERING:
             return None
-        return offer(self._info, self.id, self._held.holdings(), accepting=self.state is WorkerState.READY)
+        return offer(life.info, self.id, self._held.holdings(), accepting=self.state is WorkerState.READY)
 
     def _say(self) -> Heartbeat:
-        return self._vitals.heartbeat(self.id, self.state, self._held.holdings(), self._engine.progress)
+        holdings = self._held.holdings()
+        return self._vitals.heartbeat(self.id, self.state, holdings, self._room.progress, self._health.last)
+
+    def _count_tokens(self, count: int) -> None:
+        self._vitals.meter.count(count)
+        self._health.flowed()
 
     def _count_steps(self) -> int:
-        try:
-            return self._engine.steps()
-        except EngineDead as error:
-            self._see_dead(str(error))
-            return -1
+        return self._life.steps() if self._life is not None else -1
 
     def _see_hung(self, silent_s: float) -> None:
-        self._see_dead(f"it made no step for {silent_s:.0f} s")
+        if self._life is not None:
+            self._life.see_dead(Death(f"the engine made no step for {silent_s:.0f} s", hung=True))
 
-    def _see_dead(self, evidence: str) -> None:
-        if not self._crashed.done():
-            self._crashed.set_result(evidence)
-
-    def _story(self, info: EngineInfo) -> dict[str, object]:
+    def _story(self, life: Life) -> dict[str, object]:
         return {
             "worker_id": self.id,
-            "model": info.card.name,
+            "model": life.info.card.name,
             "engine": self._settings.engine,
-            "device": info.device,
-            "kv_tokens": info.limit_tokens,
-            "slots": info.slots,
-            "weight": round(info.weight, 1),
+            "device": life.info.device,
+            "kv_tokens": life.info.limit_tokens,
+            "slots": life.info.slots,
+            "weight": round(life.info.weight, 1),
         }
 
     # ---- helpers
@@ -254,53 +280,21 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _until_draining(self, other: Awaitable[object]) -> None:
-        """Wait for the other thing, or for the word to drain."""
-        waiting = {asyncio.ensure_future(other), asyncio.ensure_future(self._draining.wait())}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        await _cancelled(*(w for w in waiting if w is not self._crashed))
+    async def _unless_draining(self, work: Coroutine[Any, Any, _T]) -> _T | None:
+        """What the work returns; None, and it is broken off, when there is no use for it any more."""
+        task = asyncio.create_task(work)
+        try:
+            await self._until_draining(task)
+            return task.result() if task.done() else None
+        finally:
+            await cancelled(task)
 
-
-async def _last_try(call: Callable[[], Awaitable[object]]) -> None:
-    """Do it if Redis answers within a few seconds."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_LAST_TRY_S):
-            while True:
-                try:
-                    await call()
-                    return
-                except STORE_FAULT:
-                    await asyncio.sleep(0.1)
-
-
-async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def run(settings: Settings) -> int:
-    """Be a worker until SIGTERM (drain) or a second one (now). Blocks; returns the exit code.
-
-    Raises PenstockError for settings that no worker can be made of.
-    """
-    die_with_parent()
-    if not settings.redis.url:
-        raise PenstockError("bad_setting", "There is no Redis to work for.", hint="Set redis.url.", param="redis.url")
-    engine = engine_for(settings.worker)
-    return uvloop.run(_run(settings, settings.redis.url, engine))
-
-
-async def _run(settings: Settings, url: str, engine: Engine) -> int:
-    rules = settings.queue.rules()
-    # The blocking read has a connection of its own: nothing ever waits behind it.
-    redis, inbox_redis = connect(url), connect(url, max_connections=2)
-    try:
-        queue, inbox = Queue(redis, rules), Queue(inbox_redis, rules)
-        worker = Worker(settings, engine, find_gpus(), queue, inbox, Fleet(redis))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, worker.drain)
-        return await worker.run()
-    finally:
-        await redis.aclose()
-        await inbox_redis.aclose()
+    async def _until_draining(self, other: asyncio.Future[Any], unless: Callable[[], bool] = lambda: False) -> None:
+        """Wait for the other thing, `unless` it is of no matter any more, or for the word to drain."""
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait({other, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if unless():
+                await draining
+        finally:
+            draining.cancel()

@@ -109,7 +109,7 @@ def run_gateway(args: argparse.Namespace) -> int:
 def run_worker(args: argparse.Namespace) -> int:
     """Work until SIGTERM or Ctrl-C."""
     settings = _role_settings(args, "worker")
-    from worker.worker import run
+    from worker.serve import run
 
     return int(run(settings) or OK)
 

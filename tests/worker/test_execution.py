@@ -14,7 +14,7 @@ from tests.worker.conftest import Client
 from worker.engines.base import Chunk, EngineDead, EngineError
 from worker.engines.sim import SimEngine
 from worker.execution import Execution
-from worker.heartbeat import Steps
+from worker.heartbeat import Pace, Steps
 from worker.outcome import Completed, Crashed, Failed, GivenBack, Lost, Outcome, Retryable, outcome_of
 from worker.output import Gathered, tokens_done
 
@@ -133,15 +133,26 @@ def test_what_was_done_is_the_tokens_in_the_log() -> None:
 
 def test_steps_that_stop_are_seen_only_while_some_are_owed() -> None:
     count, hung = [0], []
-    steps = Steps(lambda: count[0], 5.0, hung.append)
-    assert steps.look(True, 100.0)
-    assert steps.look(True, 104.0)
-    assert not steps.look(True, 106.0) and not hung
+    steps = Steps(lambda: count[0], hung.append, longest_gap_s=4.0)
+    steps.hang_s = 10.0
+    assert steps.look(True, 100.0) is Pace.STEADY  # the first count it ever sees is news
+    assert steps.look(True, 104.0) is Pace.STEADY
+    assert steps.look(True, 107.0) is Pace.STALLED
     count[0] += 1
-    assert steps.look(True, 107.0)
-    assert steps.look(False, 200.0)  # idle
-    assert steps.look(True, 204.0)
-    assert not steps.look(True, 211.0) and hung == [11.0]
+    assert steps.look(True, 108.0) is Pace.STEADY
+    assert steps.look(False, 110.0) is Pace.STEADY  # idle
+    assert steps.look(True, 114.0) is Pace.STEADY
+    assert steps.look(True, 118.0) is Pace.STALLED and not hung
+    assert steps.look(True, 121.0) is Pace.HUNG and hung == [11.0]
+
+
+def test_a_process_that_was_stopped_itself_saw_no_hang() -> None:
+    hung: list[float] = []
+    steps = Steps(lambda: 7, hung.append, longest_gap_s=2.0)
+    steps.hang_s = 10.0
+    steps.look(True, 100.0)
+    assert steps.look(True, 101.0) is Pace.STEADY
+    assert steps.look(True, 3600.0) is Pace.STEADY and not hung
 
 
 async def test_redis_that_never_comes_back_ends_the_wait(queue: Queue, client: Client) -> None:

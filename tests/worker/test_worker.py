@@ -1,9 +1,10 @@
 """A worker in this process, on a real server: it takes what fits, writes it, ends it, and leaves cleanly."""
 
 import asyncio
+import itertools
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,7 +19,8 @@ from dispatch.rules import QueueRules
 from dispatch.settings import Settings
 from dispatch.states import RequestState, WorkerState
 from tests.worker.conftest import Client, until
-from worker.engines.base import Chunk, EngineDead, EngineError, EngineInfo
+from worker.engines.base import Chunk, Engine, EngineDead, EngineError, EngineInfo
+from worker.engines.registry import engine_for
 from worker.engines.sim import SimEngine
 from worker.engines.sim_text import Voice, text_of
 from worker.gpu import FakeGpus
@@ -35,7 +37,7 @@ def settings_of(**worker: Any) -> Settings:
     return Settings.model_validate({"worker": numbers})
 
 
-Made = Callable[[Settings], Any]
+Made = Callable[[Settings], Engine]
 
 
 @asynccontextmanager
@@ -43,7 +45,10 @@ async def working(url: str, rules: QueueRules, make: Made | None = None, **setti
     """A worker that is ready; drained and gone afterwards."""
     redis, inbox_redis = connect(url), connect(url, max_connections=2)
     all_settings = settings_of(**settings)
-    engine = make(all_settings) if make else SimEngine(all_settings.worker)
+
+    def engine() -> Engine:
+        return make(all_settings) if make else engine_for(all_settings.worker)
+
     worker = Worker(all_settings, engine, FakeGpus(), Queue(redis, rules), Queue(inbox_redis, rules), Fleet(redis))
     running = asyncio.create_task(worker.run())
 
@@ -122,13 +127,13 @@ async def test_opaque_inputs_and_stop_strings(server_url: str, rules: QueueRules
 
 async def test_cancel_stops_the_generation(server_url: str, rules: QueueRules, client: Client) -> None:
     async with working(server_url, rules, sim_gpu="H100", kv_tokens=4096) as worker:
-        worker._engine._speed = 1.0  # type: ignore[attr-defined]
+        worker._room.engine._speed = 1.0  # type: ignore[attr-defined]
         request = await client.ask("long", 3000)
         await client.wrote(request, 3)
         assert await client.queue.cancel(request) is RequestState.CANCELLED
 
         async def holds_nothing() -> bool:
-            return len(worker._held) == 0 and not worker._engine._open  # type: ignore[attr-defined]
+            return len(worker._held) == 0 and not worker._room.engine._open  # type: ignore[attr-defined]
 
         await until(holds_nothing)
         # Its memory is free again: the next one of that size is served.
@@ -157,17 +162,26 @@ async def test_slots_bound_what_is_held(server_url: str, rules: QueueRules, clie
             assert await client.ended(request) is RequestState.COMPLETED
 
 
-class Scripted(SimEngine):
-    """The sim engine, with one fault put in front of it."""
+class Unprobed(SimEngine):
+    """A sim engine whose probes always go well."""
 
-    def __init__(self, settings: Settings, fault: Callable[[int, Sequence[int]], Exception | None]) -> None:
+    async def probe(self) -> None:
+        pass
+
+    async def canary(self) -> tuple[int, ...]:
+        return ()
+
+
+class Scripted(Unprobed):
+    """The sim engine, with one fault put in front of it. Calls are counted over all that are made of one script."""
+
+    def __init__(self, settings: Settings, fault: Callable[[int], Exception | None], calls: Iterator[int]) -> None:
         super().__init__(settings.worker)
         self.fault = fault
-        self.calls = 0
+        self.calls = calls
 
     async def generate(self, request: InferenceRequest, done: Sequence[int]) -> AsyncIterator[Chunk]:
-        self.calls += 1
-        error = self.fault(self.calls, done)
+        error = self.fault(next(self.calls))
         said = 0
         async for chunk in super().generate(request, done):
             yield chunk
@@ -179,7 +193,8 @@ class Scripted(SimEngine):
 
 
 def failing(error: Exception, calls: int = 1) -> Made:
-    return lambda settings: Scripted(settings, lambda call, done: error if call <= calls else None)
+    numbers = itertools.count(1)
+    return lambda settings: Scripted(settings, lambda call: error if call <= calls else None, numbers)
 
 
 async def test_a_retryable_error_continues_where_it_stopped(server_url: str, rules: QueueRules, client: Client) -> None:
@@ -219,7 +234,7 @@ async def test_an_error_of_the_request_ends_it_at_once(server_url: str, rules: Q
 
 
 async def test_what_was_sent_without_token_ids_is_not_continued(server_url: str, rules: QueueRules, client: Client) -> None:
-    class Upstream(SimEngine):
+    class Upstream(Unprobed):
         async def generate(self, request: InferenceRequest, done: Sequence[int]) -> AsyncIterator[Chunk]:
             yield Chunk(text="half an answer")
             await asyncio.sleep(0.05)
@@ -232,73 +247,18 @@ async def test_what_was_sent_without_token_ids_is_not_continued(server_url: str,
     assert text == "half an answer" and "cannot continue" in end["error"]["message"]
 
 
-async def test_a_dead_engine_ends_the_worker_and_its_requests_move_on(
-    server_url: str, rules: QueueRules, client: Client, fleet: Fleet
-) -> None:
+async def test_a_dead_engine_is_replaced_and_its_request_goes_on(server_url: str, rules: QueueRules, client: Client) -> None:
     dying = failing(EngineDead("CUDA error: an illegal memory access"))
     async with working(server_url, rules, dying, sim_gpu="H100", sim_speed=1.0) as worker:
+        first, engine = worker.id, worker._room.engine
         request = await client.ask("survive", 25)
-
-        async def is_gone() -> bool:
-            return worker.state is WorkerState.GONE
-
-        await until(is_gone)
-
-        async def said_so() -> bool:
-            return any(h.state is WorkerState.GONE and "illegal memory" in h.error for h in await fleet.workers())
-
-        await until(said_so)
-        async with working(server_url, rules):
-            assert await client.ended(request) is RequestState.COMPLETED
+        assert await client.ended(request) is RequestState.COMPLETED
+        assert worker.id != first and worker._room.engine is not engine
     text, tokens, end = await client.answer(request)
     assert (text, tokens) == expected("survive", 25)
     assert end["attempts"] == 2
     record = await client.queue.record(request)
-    assert record is not None and record.charged == 1
-
-
-async def test_an_idle_engine_that_dies_is_noticed(server_url: str, rules: QueueRules, fleet: Fleet) -> None:
-    class Killed(SimEngine):
-        killed = False
-
-        def steps(self) -> int:
-            if self.killed:
-                raise EngineDead("the engine's process was killed by SIGKILL")
-            return super().steps()
-
-    async with working(server_url, rules, lambda settings: Killed(settings.worker)) as worker:
-        worker._engine.killed = True  # type: ignore[attr-defined]
-
-        async def is_gone() -> bool:
-            return worker.state is WorkerState.GONE
-
-        await until(is_gone)
-        assert "SIGKILL" in worker._vitals.error
-
-
-async def test_a_hung_engine_loses_its_leases(server_url: str, rules: QueueRules, client: Client) -> None:
-    class Hung(SimEngine):
-        async def generate(self, request: InferenceRequest, done: Sequence[int]) -> AsyncIterator[Chunk]:
-            await asyncio.Event().wait()
-            yield Chunk()
-
-    async with working(server_url, rules, lambda settings: Hung(settings.worker)) as worker:
-        request = await client.ask("hang", 25)
-
-        async def is_running() -> bool:
-            return await client.state(request) is RequestState.RUNNING
-
-        await until(is_running)
-        async with working(server_url, rules):
-            assert await client.ended(request) is RequestState.COMPLETED
-
-        async def is_gone() -> bool:
-            return worker.state is WorkerState.GONE
-
-        await until(is_gone)
-        assert "no step" in worker._vitals.error
-    record = await client.queue.record(request)
-    assert record is not None and record.charged == 1
+    assert record is not None and (record.charged, record.crashes) == (1, 1)
 
 
 async def test_a_barred_worker_goes_on_as_another(server_url: str, rules: QueueRules, client: Client) -> None:
@@ -337,7 +297,7 @@ async def test_an_engine_that_cannot_start_says_why(
             raise PenstockError("bad_setting", "There is no such folder.", hint="Name one that is there.")
 
     settings = settings_of()
-    worker = Worker(settings, Broken(settings.worker), FakeGpus(), Queue(redis, rules), Queue(redis, rules), fleet)
+    worker = Worker(settings, lambda: Broken(settings.worker), FakeGpus(), Queue(redis, rules), Queue(redis, rules), fleet)
     assert await worker.run() == 1
     said = capsys.readouterr().err
     assert "could not start" in said and "There is no such folder." in said and "Name one that is there." in said
@@ -353,7 +313,7 @@ async def test_draining_while_loading_leaves_at_once(server_url: str, rules: Que
             raise AssertionError
 
     settings = settings_of()
-    worker = Worker(settings, Slow(settings.worker), FakeGpus(), Queue(redis, rules), Queue(redis, rules), fleet)
+    worker = Worker(settings, lambda: Slow(settings.worker), FakeGpus(), Queue(redis, rules), Queue(redis, rules), fleet)
     running = asyncio.create_task(worker.run())
 
     async def says_so() -> bool:

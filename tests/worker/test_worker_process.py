@@ -136,10 +136,10 @@ async def test_redis_goes_away_and_comes_back(rules: QueueRules) -> None:
                 request = await client.ask("patience", 150)
                 await client.wrote(request, 10)
                 server.kill()
-                made = worker._engine.steps()
+                made = worker._room.engine.steps()
 
                 async def goes_on() -> bool:
-                    return worker._engine.steps() > made + 50
+                    return worker._room.engine.steps() > made + 50
 
                 await until(goes_on)  # Redis being away stops no computation
                 server.start()

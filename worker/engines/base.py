@@ -36,7 +36,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a started engine says of itself. `limit_tokens`: KV tokens it can hold; `slots`: requests at once."""
+    """What a started engine says of itself. `limit_tokens`: KV tokens it can hold; `slots`: requests at once.
+
+    `longest_step_s`: how long one step may honestly take (a slice of prefill on a slow CPU); 0 where that is no matter.
+    """
 
     card: ModelCard
     limit_tokens: int
@@ -44,6 +47,7 @@ class EngineInfo:
     weight: float
     device: str
     tokenizer: TokenizerFiles | None = None
+    longest_step_s: float = 0.0
 
 
 class EngineError(Exception):
@@ -56,7 +60,14 @@ class EngineError(Exception):
 
 
 class EngineDead(Exception):
-    """The engine itself is gone (crash, out of memory): whatever it held must move on. The message says the evidence."""
+    """The engine itself is gone (crash, out of memory): whatever it held must move on. The message says the evidence.
+
+    `own_fault`: it died of what it did. Otherwise somebody ended it, and what it ran is not suspect.
+    """
+
+    def __init__(self, evidence: str = "", *, own_fault: bool = True) -> None:
+        super().__init__(evidence)
+        self.own_fault = own_fault
 
 
 class Engine(Protocol):
@@ -83,11 +94,19 @@ class Engine(Protocol):
         """A minimal real inference; raises when the engine cannot."""
         ...
 
+    async def canary(self) -> tuple[int, ...]:
+        """The greedy tokens of a fixed prompt, always the same on a sound engine; () where it cannot tell."""
+        ...
+
     def steps(self) -> int:
         """A number that grows while the engine makes steps (prefill included): leases are renewed only while it does.
 
         Raises EngineDead when the engine is gone, so that the worker learns of it also while nothing runs.
         """
+        ...
+
+    def kill(self) -> None:
+        """It hangs: end it as hard as can be, so that `close` has nothing to wait for."""
         ...
 
     async def close(self) -> None:

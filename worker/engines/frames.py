@@ -53,6 +53,12 @@ class Probe(_Frame):
     call: int
 
 
+class Canary(_Frame):
+    """Answer a fixed prompt greedily; answered by Tokens or Failed."""
+
+    call: int
+
+
 class Close(_Frame):
     """Stop everything and exit."""
 
@@ -91,6 +97,13 @@ class Ended(_Frame):
     call: int
 
 
+class Tokens(_Frame):
+    """What the canary said."""
+
+    call: int
+    tokens: tuple[int, ...]
+
+
 class Failed(_Frame):
     """A call (0: `start`) ended with an error, which is raised again in the parent."""
 
@@ -110,6 +123,8 @@ class Failed(_Frame):
             return cls(call, error.code, error.message, error.kind.retryable, True, error.hint, error.param, dict(error.extra))
         if isinstance(error, EngineError):
             return cls(call, error.code, str(error), error.retryable)
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+            return cls(call, "engine_out_of_memory", "The engine ran out of memory.", True)
         return cls(call, "engine_error", f"The engine failed with {type(error).__name__}.", True)
 
     def error(self) -> Exception:
@@ -125,8 +140,8 @@ class Dying(_Frame):
     evidence: str
 
 
-ToChild = Load | Generate | Cancel | Probe | Close
-ToParent = Progress | Started | Steps | Piece | Ended | Failed | Dying
+ToChild = Load | Generate | Cancel | Probe | Canary | Close
+ToParent = Progress | Started | Steps | Piece | Ended | Tokens | Failed | Dying
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(ToChild)

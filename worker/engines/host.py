@@ -18,6 +18,7 @@ from dispatch.processes import die_with_parent
 from dispatch.settings import WorkerSettings
 from worker.engines.base import Engine, EngineDead
 from worker.engines.frames import (
+    Canary,
     Cancel,
     Close,
     Dying,
@@ -30,6 +31,7 @@ from worker.engines.frames import (
     Progress,
     Started,
     Steps,
+    Tokens,
     ToParent,
     packed,
     read_to_child,
@@ -87,6 +89,8 @@ class _Host:
                     self._call(frame.call, self._generate(frame))
                 case Probe():
                     self._call(frame.call, self._probe(frame))
+                case Canary():
+                    self._call(frame.call, self._canary(frame))
                 case Cancel():
                     if (task := self._calls.get(frame.call)) is not None:
                         task.cancel()
@@ -135,6 +139,9 @@ class _Host:
     async def _probe(self, frame: Probe) -> None:
         await self._ready().probe()
         self._send(Ended(frame.call))
+
+    async def _canary(self, frame: Canary) -> None:
+        self._send(Tokens(frame.call, await self._ready().canary()))
 
     def _ready(self) -> Engine:
         if self._engine is None:

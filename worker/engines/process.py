@@ -15,12 +15,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from dispatch.errors import PenstockError
-from dispatch.messages import InferenceRequest
+from dispatch.messages import InferenceRequest, InputKind
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.processes import with_parent
 from dispatch.settings import WorkerSettings
 from worker.engines.base import Chunk, Cost, EngineDead, EngineInfo
 from worker.engines.frames import (
+    Canary,
     Cancel,
     Close,
     Dying,
@@ -34,6 +35,7 @@ from worker.engines.frames import (
     Started,
     Steps,
     ToChild,
+    Tokens,
     packed,
     read_to_parent,
     settings_document,
@@ -43,7 +45,9 @@ _CLOSE_S = 10.0
 _EVIDENCE_LINES, _EVIDENCE_CHARACTERS = 3, 200
 _log = logging.getLogger("penstock.engine")
 
-_Answer = Piece | Ended | Failed | None  # None: the child is gone
+_Answer = Piece | Ended | Tokens | Failed | None  # None: the child is gone
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""Signals that somebody sends; any other one is the answer to what the process itself did."""
 
 
 class ProcessEngine:
@@ -62,6 +66,7 @@ class ProcessEngine:
         self._next_call = 0
         self._last_lines: deque[str] = deque(maxlen=_EVIDENCE_LINES)
         self._evidence = ""
+        self._own_fault = True
         self._closing = False
 
     @property
@@ -93,6 +98,8 @@ class ProcessEngine:
         return info
 
     def cost(self, request: InferenceRequest) -> Cost:
+        if request.kind is InputKind.OPAQUE:
+            return Cost(max(request.cost_tokens, cost_tokens(prompt_tokens(request), 1)))
         return Cost(cost_tokens(prompt_tokens(request), request.sampling.max_tokens))
 
     async def generate(self, request: InferenceRequest, done: Sequence[int]) -> AsyncIterator[Chunk]:
@@ -106,7 +113,7 @@ class ProcessEngine:
                     yield answer.chunk
                     continue
                 over = True
-                self._raise_unless_ended(answer)
+                self._raise_if_failed(answer)
                 return
         finally:
             del self._calls[call]
@@ -114,17 +121,22 @@ class ProcessEngine:
                 self._send(Cancel(call))
 
     async def probe(self) -> None:
-        call, answers = self._open()
-        try:
-            self._send(Probe(call))
-            self._raise_unless_ended(await answers.get())
-        finally:
-            del self._calls[call]
+        await self._ask(Probe)
+
+    async def canary(self) -> tuple[int, ...]:
+        answer = await self._ask(Canary)
+        return answer.tokens if isinstance(answer, Tokens) else ()
 
     def steps(self) -> int:
         if self._evidence:
-            raise EngineDead(self._evidence)
+            raise self._dead()
         return self._steps
+
+    def kill(self) -> None:
+        self._closing = True
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     async def close(self) -> None:
         process, self._closing = self._process, True
@@ -145,9 +157,23 @@ class ProcessEngine:
             with contextlib.suppress(ConnectionError):
                 await self._writer.wait_closed()
 
+    async def _ask(self, question: type[Probe | Canary]) -> _Answer:
+        """A call with one answer."""
+        call, answers = self._open()
+        answer: _Answer = None
+        try:
+            self._send(question(call))
+            answer = await answers.get()
+            self._raise_if_failed(answer)
+            return answer
+        finally:
+            del self._calls[call]
+            if answer is None and not self._evidence:
+                self._send(Cancel(call))
+
     def _open(self) -> tuple[int, asyncio.Queue[_Answer]]:
         if self._process is None or self._evidence:
-            raise EngineDead(self._evidence or "the engine's process was not started")
+            raise self._dead()
         self._next_call += 1
         answers: asyncio.Queue[_Answer] = asyncio.Queue()
         self._calls[self._next_call] = answers
@@ -157,9 +183,12 @@ class ProcessEngine:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(packed(frame))
 
-    def _raise_unless_ended(self, answer: _Answer) -> None:
+    def _dead(self) -> EngineDead:
+        return EngineDead(self._evidence or "the engine's process was not started", own_fault=self._own_fault)
+
+    def _raise_if_failed(self, answer: _Answer) -> None:
         if answer is None:
-            raise EngineDead(self._evidence)
+            raise self._dead()
         if isinstance(answer, Failed):
             raise answer.error()
 
@@ -176,6 +205,7 @@ class ProcessEngine:
             await self._wait_or_kill(process)
         status = await process.wait()
         await lines
+        self._own_fault = status != 0 and -status not in _FROM_OUTSIDE
         self._gone(_how_it_ended(status))
 
     async def _wait_or_kill(self, process: asyncio.subprocess.Process) -> None:
@@ -202,7 +232,7 @@ class ProcessEngine:
 
     def _heard(self, frame: object) -> None:
         match frame:
-            case Piece() | Ended():
+            case Piece() | Ended() | Tokens():
                 if (answers := self._calls.get(frame.call)) is not None:
                     answers.put_nowait(frame)
             case Failed():

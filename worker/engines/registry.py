@@ -33,7 +33,7 @@ def load_engine(name: str, settings: WorkerSettings) -> Engine:
 
 def engine_for(settings: WorkerSettings) -> Engine:
     """The engine a worker with these settings runs, in a child process where it may crash."""
-    if settings.engine in _IN_A_PROCESS:
+    if settings.engine in _IN_A_PROCESS if settings.isolate is None else settings.isolate:
         from worker.engines.process import ProcessEngine
 
         return ProcessEngine(settings.engine, settings)

@@ -17,7 +17,9 @@ from dispatch.errors import PenstockError
 from dispatch.messages import FinishReason, InferenceRequest, InputKind, ModelCard, Sampling
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.settings import WorkerSettings
+from worker.engines import sim_faults
 from worker.engines.base import Chunk, Cost, EngineError, EngineInfo
+from worker.engines.sim_faults import Fault
 from worker.engines.sim_gpus import KV_BYTES_PER_TOKEN, PAGE_TOKENS, SIM_GPUS
 from worker.engines.sim_text import Voice
 
@@ -29,12 +31,13 @@ _CATCH_UP_S = 0.05
 """How far the sim may be behind its due moment and still make it good."""
 _FASTEST = 1_000.0
 """The speed an instant engine is weighed with: a weight must be finite."""
+_CANARY_TOKENS = 4
 
 
 class _Sequence:
     """One open request inside the step loop."""
 
-    __slots__ = ("error", "position", "prefill_left", "ready", "request", "tokens", "voice")
+    __slots__ = ("error", "fault", "fault_at", "position", "prefill_left", "ready", "request", "tokens", "voice")
 
     def __init__(self, request: InferenceRequest, voice: Voice, done: int) -> None:
         self.request = request
@@ -44,6 +47,8 @@ class _Sequence:
         self.tokens: deque[int] = deque()
         self.ready = asyncio.Event()
         self.error: EngineError | None = None
+        self.fault: Fault | None = None
+        self.fault_at = done + sim_faults.STEPS_BEFORE
 
     @property
     def held_tokens(self) -> int:
@@ -76,6 +81,7 @@ class SimEngine:
         self._open: dict[_Sequence, None] = {}  # a set that keeps its order: who came first is served first
         self._loop_task: asyncio.Task[None] | None = None
         self._steps = 0
+        self._says_garbage = False
 
     async def start(self) -> EngineInfo:
         self.progress = ""
@@ -114,6 +120,8 @@ class SimEngine:
             yield Chunk(finish_reason=ending, prompt_tokens=voice.prompt_tokens, completion_tokens=len(done))
             return
         sequence = _Sequence(request, voice, len(done))
+        if self._settings.sim_faults:
+            sequence.fault = sim_faults.fault_in(request)
         self._open[sequence] = None
         self._ensure_loop()
         try:
@@ -140,8 +148,19 @@ class SimEngine:
         if self._steps == before:
             raise EngineError("engine_error", "The sim engine made no step.", retryable=True)
 
+    async def canary(self) -> tuple[int, ...]:
+        request = InferenceRequest(
+            id="canary", model="", kind=InputKind.COMPLETION, sampling=Sampling(max_tokens=_CANARY_TOKENS), prompt="canary"
+        )
+        said = [token async for chunk in self.generate(request, ()) for token in chunk.tokens]
+        return tuple(token + self._says_garbage for token in said)
+
     def steps(self) -> int:
         return self._steps
+
+    def kill(self) -> None:
+        if self._loop_task is not None:
+            self._loop_task.cancel()
 
     async def close(self) -> None:
         if self._loop_task is not None:
@@ -179,9 +198,11 @@ class SimEngine:
         """Step while anything is open. Time is kept by a due moment, so the grain of timers does not add up."""
         due = time.monotonic()
         while self._open:
-            duration_s, said = self._step(list(self._open)[: self._slots])
+            batch = list(self._open)[: self._slots]
+            slower = await self._strike(batch)
+            duration_s, said = self._step([s for s in batch if s.error is None])
             now = time.monotonic()
-            due = max(due, now - _CATCH_UP_S) + duration_s / self._speed
+            due = max(due, now - _CATCH_UP_S) + duration_s * slower / self._speed
             await asyncio.sleep(due - now if due - now >= _TIMER_S else 0)
             for sequence, token in said:
                 sequence.tokens.append(token)
@@ -215,6 +236,25 @@ class SimEngine:
             if sequence.voice.ends_at(sequence.position) is not None:
                 del self._open[sequence]
         return self._gpu.step_s + self._gpu.per_sequence_s * len(said) + prefilled / self._gpu.prefill_tokens_per_s, said
+
+    async def _strike(self, batch: Sequence[_Sequence]) -> float:
+        """Let the faults happen whose time has come; how many times slower the step is."""
+        slower = 1.0
+        for sequence in batch:
+            if sequence.fault is None or sequence.position < sequence.fault_at:
+                continue
+            match sequence.fault:
+                case Fault.CRASH:
+                    sim_faults.crash()
+                case Fault.HANG:
+                    await asyncio.Event().wait()
+                case Fault.OUT_OF_MEMORY:
+                    self._overflow(sequence, self._kv_tokens, PAGE_TOKENS)
+                case Fault.GARBAGE:
+                    self._says_garbage = True
+                case Fault.SLOW:
+                    slower = sim_faults.SLOWER
+        return slower
 
     def _overflow(self, sequence: _Sequence, held: int, grown: int) -> None:
         """Fail as CUDA would: the one that asks for what is not there, with the numbers."""

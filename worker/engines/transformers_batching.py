@@ -47,7 +47,7 @@ def make_manager(settings: WorkerSettings, loaded: LoadedModel, device: str) -> 
     config = ContinuousBatchingConfig(
         page_size=page,
         num_blocks=None if tokens is None else -(-tokens // page) + _reserve_tokens(slots, page) // page,
-        max_batch_tokens=max(_CPU_BATCH_TOKENS, slots) if device == "cpu" else None,
+        max_batch_tokens=batch_tokens(slots) if device == "cpu" else None,
         max_requests_per_batch=slots,
         # Shared blocks would outlive their requests, and the same prompt would be computed in different shapes.
         allow_block_sharing=False,
@@ -84,6 +84,11 @@ def capacity_tokens(manager: Any) -> int:
     page = int(manager.continuous_batching_config.page_size)
     reserve = _reserve_tokens(slots_of(manager), page)
     return (int(manager.batch_processor.cache.num_blocks) * page - reserve) // PAGE_TOKENS * PAGE_TOKENS
+
+
+def batch_tokens(slots: int) -> int:
+    """Tokens that one step computes at most, on a CPU."""
+    return max(_CPU_BATCH_TOKENS, slots)
 
 
 def why_stopped(manager: Any) -> str | None:

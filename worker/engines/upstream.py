@@ -139,9 +139,15 @@ class UpstreamEngine:
                 raise
             await self._once(completion)  # a base model has no chat template
 
+    async def canary(self) -> tuple[int, ...]:
+        return ()  # token ids are the server's own affair
+
     def steps(self) -> int:
         # A server may think for minutes before its first token; how long it may be silent is bounded by _SILENCE_S.
         return int(time.monotonic() * 10)
+
+    def kill(self) -> None:
+        """There is nothing of ours that could hang."""
 
     async def close(self) -> None:
         await self._client.aclose()
