@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from dispatch import messages as m
 from dispatch.batching import Batched
+from dispatch.dead_letters import DeadLetter, dead_letter_from
 from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
 from dispatch.states import OnDisconnect, Priority, RequestState
@@ -51,7 +52,7 @@ class Looking:
             return None
         ahead = 0
         for priority in Priority:
-            for line in (self._keys.queue_front(record.model, priority), self._keys.queue(record.model, priority)):
+            for line in self._keys.lines(record.model, priority):
                 if priority is not record.priority:
                     ahead += await self._redis.xlen(line)
                     continue
@@ -67,9 +68,19 @@ class Looking:
         """The ids of all that waits now, by priority and age."""
         ids: list[str] = []
         for each in Priority if priority is None else (priority,):
-            for line in (self._keys.queue_front(model, each), self._keys.queue(model, each)):
+            for line in self._keys.lines(model, each):
                 ids += [f[b"id"].decode() for _, f in await self._redis.xrange(line) if b"id" in f]
         return ids
+
+    async def dead_letters(self, *, before: str = "") -> AsyncIterator[DeadLetter]:
+        """Newest first; `before` goes on from an entry (exclusive)."""
+        upper = f"({before}" if before else "+"
+        while page := await self._redis.xrevrange(self._keys.dead, upper, "-", count=_PAGE):
+            for raw_id, fields in page:
+                letter = dead_letter_from(raw_id, fields)
+                if letter is not None:
+                    yield letter
+            upper = f"({page[-1][0].decode()}"
 
     async def list_requests(self, *, before_ms: int | None = None) -> AsyncIterator[m.RequestRecord]:
         """Newest first; `before_ms` goes on from there (exclusive)."""
@@ -93,7 +104,7 @@ class Looking:
         """A model's lines and counters."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for priority in Priority:
-                for line in (self._keys.queue_front(model, priority), self._keys.queue(model, priority)):
+                for line in self._keys.lines(model, priority):
                     pipe.xlen(line)
                     pipe.xrange(line, count=1)
             pipe.hgetall(self._keys.stats(model))
@@ -105,10 +116,10 @@ class Looking:
         now_ms = time[0] * 1000 + time[1] // 1000
         found = []
         for n, priority in enumerate(Priority):
-            front_length, front, length, rest = lines[4 * n : 4 * n + 4]
-            since = [int(entries[0][0].split(b"-")[0]) for entries in (front, rest) if entries]
+            here = lines[6 * n : 6 * n + 6]
+            since = [int(entries[0][0].split(b"-")[0]) for entries in here[1::2] if entries]
             oldest = max(0, now_ms - min(since)) if since else 0
-            found.append(m.QueueLine(model, priority, front_length + length, oldest))
+            found.append(m.QueueLine(model, priority, sum(here[::2]), oldest))
         return m.QueueStats(
             model=model,
             lines=tuple(found),

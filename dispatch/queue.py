@@ -11,6 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from dispatch import messages as m
+from dispatch.dead_letters import DeadLetter
 from dispatch.keys import ShardKeys
 from dispatch.looking import Looking, entries_from
 from dispatch.rules import QueueRules
@@ -221,6 +222,12 @@ class Queue(Looking):
     async def pause(self, model: str, paused: bool) -> None:
         """Keep a model's waiting requests from its workers, or let them meet again."""
         await self._run("pause", salt=_salt(), model=model, paused=int(paused))
+
+    async def forget_dead(self, letter: DeadLetter) -> bool:
+        """Take a dead letter off the list; its request is kept no longer than any other that ended. Whether it was there."""
+        for key in (self._keys.request, self._keys.input, self._keys.output):
+            await self._batched.execute("PEXPIRE", key(letter.request), self.rules.retention_ms, "LT")
+        return bool(await self._batched.execute("XDEL", self._keys.dead, letter.entry))
 
     async def purge(self, model: str, priority: Priority | None = None) -> int:
         """Cancel all that waits now; returns how many."""

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import msgspec
 from starlette.responses import Response
 
+from dispatch.dead_letters import DeadLetter
 from dispatch.messages import Heartbeat, QueueStats, RequestRecord
 from dispatch.states import ENDINGS, RequestState, shown
 from gateway.submitting import End, Outcome
@@ -142,6 +143,23 @@ def story_headers(record: RequestRecord) -> dict[str, str]:
 def etag_of(document: Mapping[str, Any]) -> str:
     """A validator that changes whenever anything shown does."""
     return f'"{hashlib.sha256(msgspec.json.encode(document)).hexdigest()[:20]}"'
+
+
+def dead_document(letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter as GET /v1/dead lists it."""
+    base = f"/v1/dead/{quote(letter.request)}"
+    return {
+        "id": letter.request,
+        "object": "dead_letter",
+        "model": letter.model,
+        "code": letter.code,
+        "message": letter.message,
+        "charged": letter.charged,
+        "crashes": letter.crashes,
+        "worker": letter.worker or None,
+        "at_ms": letter.at_ms,
+        "links": {"self": base, "retry": f"{base}/retry", "request": f"/v1/requests/{quote(letter.request)}"},
+    }
 
 
 def queue_document(stats: QueueStats) -> dict[str, Any]:

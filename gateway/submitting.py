@@ -4,6 +4,7 @@ Never here: what a client sends or sees (routes), frames (sse.py).
 """
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,16 @@ from starlette.types import Receive
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, is_unreachable
 from dispatch.keys import shard_of
-from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, RequestRecord
+from dispatch.messages import (
+    Enqueued,
+    EnqueueStatus,
+    EntryKind,
+    InferenceRequest,
+    LogEntry,
+    NewRequest,
+    RequestRecord,
+    encode,
+)
 from dispatch.states import RequestState
 from gateway.context import Gateway
 from gateway.sse import watched
@@ -102,6 +112,32 @@ async def submit(gateway: Gateway, new: NewRequest) -> Enqueued:
             param="idempotency-key",
         )
     return done
+
+
+async def kept_input(gateway: Gateway, request: str) -> InferenceRequest:
+    """What was asked. Raises PenstockError("expired") when it is no longer kept."""
+    kept = await gateway.queue.input(request)
+    if kept is None:
+        raise PenstockError(
+            "expired", f"The input of {request} is no longer kept (a completed request's goes at once).", hint="Send it anew."
+        )
+    return kept
+
+
+def renewed(record: RequestRecord, kept: InferenceRequest, tenant: str, new_id: str) -> NewRequest:
+    """A new request that asks for what an ended one asked for."""
+    return NewRequest(
+        id=new_id,
+        model=record.model,
+        input=encode(dataclasses.replace(kept, id=new_id)),
+        kind=record.kind,
+        cost_tokens=record.cost_tokens,
+        deadline_ms=record.deadline_at_ms - record.created_at_ms,
+        priority=record.priority,
+        tenant=tenant,
+        max_attempts=record.max_attempts,
+        retry_of=record.id,
+    )
 
 
 async def submit_read(gateway: Gateway, new: NewRequest) -> tuple[Enqueued, Reader]:

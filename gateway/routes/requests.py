@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from dispatch.errors import PenstockError
-from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, RequestRecord, encode, new_id
+from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, RequestRecord, new_id
 from dispatch.states import OnDisconnect, RequestState, shown
 from gateway.admission import admit, terms_from
 from gateway.auth import Tenant, authenticated
@@ -27,7 +27,7 @@ from gateway.problems import error_member
 from gateway.shapes import accepted_document, as_json, etag_of, is_ended, request_document, result_document, story_headers
 from gateway.sse import EventStream, StreamLimits, one_line
 from gateway.streaming import Over, Reader, expired, not_found
-from gateway.submitting import count_over, owned_record, read_log, read_to_end, submit, submit_read
+from gateway.submitting import count_over, kept_input, owned_record, read_log, read_to_end, renewed, submit, submit_read
 
 router = APIRouter(prefix="/v1/requests", dependencies=[Depends(authenticated)])
 
@@ -56,7 +56,7 @@ async def post(http_request: Request, tenant: Tenant) -> Response:
     terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, fields, default)
     if not wait_s:
         admitted = await admit(gateway, fields, body, terms)
-        return _accepted(admitted.new, await submit(gateway, admitted.new))
+        return accepted(admitted.new, await submit(gateway, admitted.new))
     admitted = await admit(gateway, fields, body, dataclasses.replace(terms, reader=gateway.feed.gateway))
     done, reader = await submit_read(gateway, admitted.new)
     then_continue = False
@@ -66,7 +66,7 @@ async def post(http_request: Request, tenant: Tenant) -> Response:
         headers = {"preference-applied": f"wait={int(wait_s)}", **_replayed(done)}
         if entries and entries[-1].kind is EntryKind.END:
             return await _result(gateway, await owned_record(gateway, done.id, tenant), entries, headers)
-        return _accepted(admitted.new, done, headers)
+        return accepted(admitted.new, done, headers)
     finally:
         count_over(gateway, reader, reader.over)
         gateway.feed.leave(reader, then_continue=then_continue)
@@ -195,26 +195,9 @@ async def retry(http_request: Request, request_id: str, tenant: Tenant) -> Respo
         raise PenstockError(
             "conflict", f"Request {request_id} is {shown(record.state)[0]}: it may still complete.", hint="Cancel it first."
         )
-    kept = await gateway.queue.input(request_id)
-    if kept is None:
-        raise PenstockError(
-            "expired", f"The input of {request_id} is no longer kept (a completed request's goes at once).", hint="Send it anew."
-        )
-    again = dataclasses.replace(kept, id=new_id(gateway.queue.shard))
-    new = NewRequest(
-        id=again.id,
-        model=record.model,
-        input=encode(again),
-        kind=record.kind,
-        cost_tokens=record.cost_tokens,
-        deadline_ms=record.deadline_at_ms - record.created_at_ms,
-        priority=record.priority,
-        tenant=tenant,
-        max_attempts=record.max_attempts,
-        retry_of=request_id,
-    )
-    done = await submit(gateway, new)
-    return _accepted(new, done)
+    kept = await kept_input(gateway, request_id)
+    new = renewed(record, kept, tenant, new_id(gateway.queue.shard))
+    return accepted(new, await submit(gateway, new))
 
 
 class NativeFrames:
@@ -267,7 +250,8 @@ async def _result(gateway: Gateway, record: RequestRecord, entries: list[LogEntr
     return as_json(result_document(record, read_log(entries)), headers={**story_headers(record), **headers})
 
 
-def _accepted(new: NewRequest, done: Enqueued, headers: dict[str, str] | None = None) -> Response:
+def accepted(new: NewRequest, done: Enqueued, headers: dict[str, str] | None = None) -> Response:
+    """The answer to a submit."""
     sent = {
         "location": f"/v1/requests/{done.id}",
         "retry-after": "1",

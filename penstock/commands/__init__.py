@@ -1,6 +1,6 @@
 """One file per group of verbs; each adds its own. A new verb is one function in a file and one row here."""
 
-from penstock.commands import chat, check, requests, start, submit, watch
+from penstock.commands import chat, check, dead, requests, start, submit, watch
 
 COMMANDS = (
     start.add_up,
@@ -10,6 +10,7 @@ COMMANDS = (
     submit.add_submit,
     requests.add_request,
     requests.add_requests,
+    dead.add_dead,
     watch.add_ps,
     watch.add_queues,
     check.add_doctor,
