@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ARGS ?=
+SEED ?= 7
+MINUTES ?= 3
+TOPOLOGY ?= single
 
 up: $(VENV)/.installed ## Run everything here; make up ARGS="--model PATH --workers 2"
 	@exec $(BIN)/penstock up $(ARGS)
@@ -22,8 +25,8 @@ check: $(VENV)/.installed-dev ## Lint, format, types, import directions, import 
 bench: ## Measure (comes with the issue on speed)
 	@echo "make bench: the benchmarks come with the issue on speed; there is nothing to run yet." >&2; exit 1
 
-chaos: ## Break things (comes with the issue on failover)
-	@echo "make chaos: the fault injection comes with the issue on failover; there is nothing to run yet." >&2; exit 1
+chaos: $(VENV)/.installed-dev ## Break everything at once; make chaos SEED=7 MINUTES=3 TOPOLOGY=single (or sentinel)
+	@$(BIN)/python -m chaos --seed $(SEED) --minutes $(MINUTES) --topology $(TOPOLOGY) $(ARGS)
 
 clean: ## Remove the environment and all caches; what `up` stored stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,138 @@
+"""A history seen by request: what was asked, acknowledged, heard and stored, and when which fault lasted. Pure.
+
+Never here: judgement (checker.py).
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from chaos.history import Event, History
+
+Entry = tuple[int, int, str, str, str]  # seq, attempt, kind, data, chain
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A fault from its beginning to its end, milliseconds."""
+
+    name: str
+    target: str
+    start: float
+    end: float
+
+
+class Evidence:
+    """Views of one history."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        meta = history.first("meta") or {}
+        self.topology: str = meta.get("topology", "single")
+        self.lease_ms: float = meta.get("lease_s", 2.0) * 1000
+        self.gateways: dict[str, str] = meta.get("gateways", {})  # url -> role
+
+    @cached_property
+    def finals(self) -> dict[str, Event]:
+        """What Redis held of each request in the end."""
+        return {f["id"]: f for f in self.history.of("final")}
+
+    @cached_property
+    def submits(self) -> dict[str, Event]:
+        """Every submit, by its number."""
+        return {s["n"]: s for s in self.history.of("submit")}
+
+    @cached_property
+    def acknowledged(self) -> dict[str, Event]:
+        """Request id -> the first answer that named it."""
+        found: dict[str, Event] = {}
+        for answer in self.history.of("answer"):
+            if answer["id"]:
+                found.setdefault(answer["id"], answer)
+        return found
+
+    @cached_property
+    def references(self) -> dict[str, Event]:
+        """Ask -> its one right answer."""
+        return {r["ask"]: r for r in self.history.of("reference")}
+
+    @cached_property
+    def healed_at(self) -> float:
+        """When the last fault was undone."""
+        return max((e["t"] for e in self.history.of("phase") if e["what"] == "healed"), default=0.0)
+
+    @cached_property
+    def heard(self) -> dict[str, list[Event]]:
+        """Request id -> every connection that read it."""
+        found: dict[str, list[Event]] = defaultdict(list)
+        for each in self.history.of("heard"):
+            found[each["id"]].append(each)
+        return found
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """Every fault that struck, with its span."""
+        ends: dict[int, float] = {e["n"]: e["t"] for e in self.history.of("fault") if e["phase"] == "undone"}
+        last: float = self.history.events[-1]["t"] if self.history.events else 0.0
+        return [
+            Window(e["name"], e["target"], e["t"], ends.get(e["n"], last)) for e in self.history.of("fault") if e["phase"] == "do"
+        ]
+
+    def overlapping(self, start: float, end: float, names: Collection[str] = (), target: str = "") -> Iterator[Window]:
+        """The faults that lasted at some moment of a span."""
+        for w in self.windows:
+            if (
+                w.start <= end
+                and w.end >= start
+                and (not names or w.name in names)
+                and (not target or w.target in (target, "all"))
+            ):
+                yield w
+
+    def submit_of(self, request: str) -> Event | None:
+        """The submit that brought a request in, as far as its client knows."""
+        answer = self.acknowledged.get(request)
+        return self.submits.get(answer["n"]) if answer else None
+
+    def reference_of(self, request: str) -> Event | None:
+        """The right answer of a request."""
+        submit = self.submit_of(request)
+        return self.references.get(submit["ask"]) if submit else None
+
+    def is_poison(self, request: str) -> bool:
+        """Whether it was meant to break its engine."""
+        submit = self.submit_of(request)
+        return bool(submit and submit["poison"])
+
+    @cached_property
+    def _prompted(self) -> list[tuple[float, float]]:
+        """The spans in which requests lived that make their engine do something."""
+        spans = []
+        for final in self.finals.values():
+            submit = self.submit_of(final["id"])
+            if submit and submit.get("is_fault"):
+                spans.append((final["created_at"], final["ended_at"]))
+        return spans
+
+    def prompted(self, start: float, end: float) -> bool:
+        """Whether a prompt may have broken an engine within a span."""
+        return any(first <= end and last >= start for first, last in self._prompted)
+
+
+def text_of(log: list[Entry]) -> str:
+    """The text of a log's chunks."""
+    return "".join(json.loads(data).get("text", "") for _, _, kind, data, _ in log if kind == "chunk")
+
+
+def tokens_of(log: list[Entry]) -> int:
+    """How many token ids a log's chunks name."""
+    return sum(len(json.loads(data).get("tokens", ())) for _, _, kind, data, _ in log if kind == "chunk")
+
+
+def end_of(log: list[Entry]) -> dict[str, Any] | None:
+    """The data of a log's end, if it has one."""
+    ends = [json.loads(data) for _, _, kind, data, _ in log if kind == "end"]
+    return ends[-1] if ends else None

@@ -1,0 +1,153 @@
+"""The observer: samples of what workers hold while a run lasts, and all that Redis holds at its end.
+
+It reads past every proxy and changes nothing. Never here: judgement (checker.py).
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from chaos.scene import AWAY, Scene
+from dispatch.fleet import Fleet
+from dispatch.messages import LogEntry, RequestRecord
+from dispatch.states import ENDINGS, Priority
+from tests.key_leaks import leaking_keys
+
+_EVERY_S = 0.5
+_PARTS = ("", ":front", ":alone")
+
+
+class Observer:
+    """One observer."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    async def run(self) -> None:
+        """Sample for ever."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            try:
+                async with asyncio.timeout(2):
+                    await self._sample()
+            except AWAY:
+                continue
+
+    async def until_settled(self, patience_s: float) -> bool:
+        """Wait until nothing unfinished is left; whether it came to that."""
+        give_up_at = time.monotonic() + patience_s
+        while time.monotonic() < give_up_at:
+            try:
+                async with asyncio.timeout(5):
+                    redis, keys = await self._scene.redis(), self._scene.keys
+                    left = await redis.zcard(keys.timers)
+                    leases = sum([await redis.scard(keys.leases(m)) for m in self._scene.models])
+                    if not left and not leases:
+                        return True
+            except AWAY:
+                pass
+            await asyncio.sleep(0.2)
+        return False
+
+    async def until_idle(self, patience_s: float) -> None:
+        """Wait until every worker that beats says it holds nothing."""
+        give_up_at = time.monotonic() + patience_s
+        while time.monotonic() < give_up_at:
+            beats = await Fleet(await self._scene.redis()).workers()
+            if not any(beat.held for beat in beats):
+                return
+            await asyncio.sleep(0.2)
+
+    async def write_final(self) -> None:
+        """Every request with its whole log, and the structure around them."""
+        queue = await self._scene.queue()
+        async for record in queue.list_requests():
+            log = await queue.output(record.id)
+            self._scene.record("final", **_record(record), log=[_entry(e) for e in log])
+        self._scene.record("structure", **await self._structure())
+
+    async def _structure(self) -> dict[str, Any]:
+        redis, keys, models = await self._scene.redis(), self._scene.keys, self._scene.models
+        lines = {}
+        for model in models:
+            for priority in Priority:
+                for part in _PARTS:
+                    line, sizes = keys.queue(model, priority) + part, keys.sizes(model, priority) + part
+                    lines[line], lines[sizes] = await redis.xlen(line), await redis.zcard(sizes)
+        beats = await Fleet(redis).workers()
+        return {
+            "timers": [i.decode() for i in await redis.zrange(keys.timers, 0, 50)],
+            "leases": {m: [i.decode() for i in await redis.smembers(keys.leases(m))] for m in models},
+            "lines": {name: length for name, length in lines.items() if length},
+            "held": {b.id: [i.decode() for i in await redis.hkeys(keys.held(b.id))] for b in beats},
+            "working": {b.id: b.held for b in beats if b.held},
+            "leaks": await leaking_keys(redis),
+            "stats": {m: _text(await redis.hgetall(keys.stats(m))) for m in models},
+        }
+
+    async def _sample(self) -> None:
+        redis, keys = await self._scene.redis(), self._scene.keys
+        beats = await Fleet(redis).workers()
+        for beat in beats:
+            async with redis.pipeline(transaction=True) as pipe:
+                pipe.hgetall(keys.worker(beat.id))
+                pipe.hvals(keys.held(beat.id))
+                pipe.zscore(keys.parked(beat.model), beat.id)
+                for priority in Priority:
+                    for sizes in (keys.sizes(beat.model, priority), keys.sizes_front(beat.model, priority)):
+                        pipe.zrange(sizes, 0, 0, withscores=True)
+                pipe.sismember(keys.paused, beat.model)
+                offer, held, score, *smallest, paused = await pipe.execute()
+            if not offer:
+                continue
+            used, limit, slots = sum(int(c) for c in held), int(offer[b"limit"]), int(offer[b"slots"])
+            waiting = [int(pairs[0][1]) for pairs in smallest if pairs]
+            # Two lines that may meet and did not: looked at in one step, so no race explains it.
+            seen_ms = time.time() * 1000 - int(offer[b"seen"])
+            may_meet = (
+                score is not None
+                and not offer.get(b"alone")
+                and len(held) < slots
+                and seen_ms < self._scene.rules.worker_seen_ms - 500
+            )
+            missed = bool(may_meet and waiting and min(waiting) <= limit - used and not paused)
+            self._scene.record(
+                "sample",
+                worker=beat.id,
+                used=used,
+                limit=limit,
+                held=len(held),
+                slots=slots,
+                state=beat.state.value,
+                missed=missed,
+            )
+
+
+def _record(record: RequestRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "model": record.model,
+        "state": record.state.value,
+        "ended": record.state in ENDINGS,
+        "priority": record.priority.value,
+        "attempt": record.attempt,
+        "charged": record.charged,
+        "crashes": record.crashes,
+        "max_attempts": record.max_attempts,
+        "cost": record.cost_tokens,
+        "seq": record.seq,
+        "chain": record.chain,
+        "created_at": record.created_at_ms,
+        "begun_at": record.begun_at_ms,
+        "deadline_at": record.deadline_at_ms,
+        "ended_at": record.ended_at_ms,
+        "retry_of": record.retry_of,
+    }
+
+
+def _entry(entry: LogEntry) -> tuple[int, int, str, str, str]:
+    return entry.seq, entry.attempt, entry.kind.value, entry.data.decode(), entry.chain
+
+
+def _text(fields: dict[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in fields.items()}

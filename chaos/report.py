@@ -1,0 +1,110 @@
+"""What a run comes to: a short table from its history. Pure.
+
+Never here: judgement (checker.py).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chaos.checker import Violation
+from chaos.evidence import Evidence, tokens_of
+from chaos.history import History
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The figures of one run."""
+
+    title: str
+    outcomes: dict[str, int]
+    faults: dict[str, int]
+    acknowledged: int
+    lost: int
+    recoveries_s: tuple[float, ...]
+    tokens: int
+    prefilled_again: int
+    forged: int
+    violations: Sequence[Violation]
+
+
+def report(history: History, violations: Sequence[Violation]) -> Report:
+    """The figures of a history."""
+    e = Evidence(history)
+    meta = history.first("meta") or {}
+    title = (
+        f"seed {meta.get('seed')}, {meta.get('seconds', 0) / 60:g} min, {meta.get('topology')}, {meta.get('server')}, "
+        f"{meta.get('workers')} workers, {meta.get('clients')} clients, lease {meta.get('lease_s')} s"
+    )
+    return Report(
+        title=title,
+        outcomes=dict(Counter(f["state"] for f in e.finals.values()).most_common()),
+        faults=dict(Counter(w.name for w in e.windows).most_common()),
+        acknowledged=len(e.acknowledged),
+        lost=sum(request not in e.finals for request in e.acknowledged),
+        recoveries_s=tuple(sorted(_recoveries(e))),
+        tokens=sum(tokens_of(f["log"]) for f in e.finals.values()),
+        prefilled_again=sum(_prefilled_again(f["log"]) for f in e.finals.values()),
+        forged=sum(1 for _ in history.of("forged")),
+        violations=violations,
+    )
+
+
+def as_markdown(r: Report) -> str:
+    """The short table."""
+    rows = [
+        ("requests", f"{sum(r.outcomes.values())}: " + _counts(r.outcomes)),
+        ("acknowledged; lost", f"{r.acknowledged}; {r.lost}"),
+        ("faults", f"{sum(r.faults.values())}: " + _counts(r.faults)),
+        ("recovery after SIGKILL of a worker", _spans(r.recoveries_s)),
+        ("tokens; visible twice", f"{r.tokens}; {sum(v.invariant in ('I3', 'I4') for v in r.violations)}"),
+        ("tokens prefilled again by later attempts", f"{r.prefilled_again} ({r.prefilled_again / max(r.tokens, 1):.1%})"),
+        ("writes with old papers, refused", f"{r.forged}"),
+        (
+            "violations",
+            f"{len(r.violations)}"
+            + (": " + _counts(Counter(f"{v.invariant} {v.what}" for v in r.violations)) if r.violations else ""),
+        ),
+    ]
+    return f"### {r.title}\n\n| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """The nearest-rank percentile of sorted values."""
+    return values[min(len(values) - 1, int(part * len(values)))]
+
+
+def _recoveries(e: Evidence) -> list[float]:
+    """From the kill to the next token at a client that was reading, over all streams of killed workers."""
+    found = []
+    for victims in e.history.of("victims"):
+        if victims["cause"] != "SIGKILL":
+            continue
+        for request, _, seq in victims["requests"]:
+            for c in e.heard.get(request, ()):
+                later = [t for t, at, _, name, _ in c["events"] if name == "chunk" and at > seq and t > victims["t"]]
+                if later and c["started"] < victims["t"] and c["face"] == "native":
+                    found.append((later[0] - victims["t"]) / 1000)
+    return found
+
+
+def _prefilled_again(log: Sequence[Any]) -> int:
+    """Tokens of the answer that a later attempt had to read again before it went on."""
+    again, before, attempt = 0, 0, 0
+    for entry in log:
+        if entry[1] != attempt and attempt and entry[2] == "chunk":
+            again += before
+        attempt = entry[1]
+        before += tokens_of([entry])
+    return again
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _spans(spans: Sequence[float]) -> str:
+    if not spans:
+        return "none seen"
+    return f"p50 {percentile(spans, 0.5):.2f} s, p99 {percentile(spans, 0.99):.2f} s, of {len(spans)} streams"

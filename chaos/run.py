@@ -1,0 +1,176 @@
+"""One run: set the house up, take the references, load and strike it, heal it, wait until all is settled, write it down.
+
+Never here: what the parts do.
+"""
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx2 as httpx
+
+from chaos.asks import DEMO, SIM, Ask, demo_asks
+from chaos.clients import Load
+from chaos.faults import SINGLE
+from chaos.forger import Forger
+from chaos.history import Recorder
+from chaos.house import House
+from chaos.nemesis import Nemesis, plan
+from chaos.observer import Observer
+from chaos.scene import Scene
+from chaos.servers import Sentinel, Server, Single, find
+from dispatch.fleet import Fleet
+from dispatch.rules import QueueRules
+from dispatch.settings import WorkerSettings
+from penstock.server import free_port
+
+_READY_S = 90.0
+_SKEWS_S = (0, 3600, -3600, 30, -30)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a run is made of."""
+
+    seed: int
+    seconds: float
+    topology: str = SINGLE
+    server: str = ""
+    sim_workers: int = 3
+    transformers_workers: int = 2
+    clients: int = 20
+    gap_s: float = 2.2
+    lease_s: float = 2.0
+    only: tuple[str, ...] = ()
+    settle_s: float = 90.0
+
+
+def environment(config: Config) -> dict[str, str]:
+    """What every role is told: short leases, many attempts, quick drains."""
+    return {
+        "PENSTOCK_QUEUE__LEASE_S": f"{config.lease_s:g}",
+        "PENSTOCK_QUEUE__MAX_ATTEMPTS": "10",
+        "PENSTOCK_QUEUE__RETENTION_S": "7200",
+        "PENSTOCK_WORKER__HEARTBEAT_S": "0.5",
+        "PENSTOCK_WORKER__DRAIN_TIMEOUT_S": "2",
+        "PENSTOCK_GATEWAY__DRAIN_TIMEOUT_S": "1",
+        "PENSTOCK_GATEWAY__PING_S": "2",
+        "PENSTOCK_LOG__FORMAT": "json",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+async def run(config: Config, folder: Path, history: Path) -> None:
+    """Do it all, and leave the history behind."""
+    binary = find(config.server)
+    server: Server = Single(binary, folder) if config.topology == SINGLE else Sentinel(binary, folder)
+    has_sim_faults = "sim_faults" in WorkerSettings.model_fields
+    with Recorder(history) as record:
+        await server.start()
+        port = server.processes["server"].port if isinstance(server, Single) else None
+        house = House(folder, server.url(), port, record, config.seed)
+        models = [SIM, DEMO] if config.transformers_workers else [SIM]
+        scene = Scene(house, server, record, QueueRules(lease_ms=int(config.lease_s * 1000)), models)
+        try:
+            gateways = await _start_roles(config, house, has_sim_faults)
+            meta = {
+                **asdict(config),
+                "server": f"{binary.product} {binary.version}",
+                "workers": config.sim_workers + config.transformers_workers,
+                "gateways": {r.url: r.name for r in house.gateways},
+                "sim_faults": has_sim_faults,
+            }
+            record("meta", **meta)
+            await _until_ready(scene, config)
+            demo = demo_asks() if config.transformers_workers else []
+            await _take_references(gateways[0], demo, record)
+            _say(f"chaos: ready; {config.seconds:g} s of faults")
+            await _storm(config, scene, gateways, demo, poison=has_sim_faults)
+        finally:
+            await house.close()
+            await scene.close()
+            await server.close()
+
+
+async def _start_roles(config: Config, house: House, has_sim_faults: bool) -> list[str]:
+    shared = environment(config)
+    urls = []
+    for n in range(2):
+        role = await house.gateway(f"gateway-{n}", free_port("127.0.0.1", 0), shared)
+        urls.append(role.url)
+    for n in range(config.sim_workers):
+        more = {"CHAOS_CLOCK_SKEW_S": str(_SKEWS_S[n % len(_SKEWS_S)])}
+        if has_sim_faults:
+            more["PENSTOCK_WORKER__SIM_FAULTS"] = "true"
+        flags = ("--model", SIM, "--slots", "5", "--kv-tokens", "700", "--gpu", "A10")
+        await house.worker(f"sim-{n}", "sim", flags, {**shared, **more})
+    for n in range(config.transformers_workers):
+        await house.worker(f"transformers-{n}", "transformers", ("--model", "demo", "--device", "cpu", "--slots", "4"), shared)
+    return urls
+
+
+async def _until_ready(scene: Scene, config: Config) -> None:
+    wanted = config.sim_workers + config.transformers_workers
+    give_up_at = time.monotonic() + _READY_S
+    async with httpx.AsyncClient() as http:
+        while True:
+            beats = await Fleet(await scene.redis()).workers()
+            ready = sum(beat.state == "ready" for beat in beats)
+            answers = 0
+            for role in scene.house.gateways:
+                with contextlib.suppress(httpx.HTTPError):
+                    answers += (await http.get(f"{role.url}/readyz", timeout=2)).status_code == 200
+            if ready >= wanted and answers == len(scene.house.gateways):
+                return
+            if time.monotonic() > give_up_at:
+                raise SystemExit(
+                    f"chaos: only {ready} of {wanted} workers and {answers} gateways came up within {_READY_S:.0f} s"
+                )
+            await asyncio.sleep(0.2)
+
+
+async def _take_references(gateway: str, asks: Sequence[Ask], record: Recorder) -> None:
+    """What the engine that cannot be reckoned says when nothing disturbs it, alone."""
+    async with httpx.AsyncClient(timeout=90) as http:
+        for ask in asks:
+            reply = await http.post(f"{gateway}/v1/requests", json=ask.body(), headers={"prefer": "wait=60"})
+            reply.raise_for_status()
+            result = reply.json()
+            record(
+                "answer", n="", client="reference", gateway=gateway, status=200, id=result["id"], code="", replayed=False, key=""
+            )
+            tokens = result["usage"]["completion_tokens"]
+            record("reference", ask=ask.key, text=result["text"], tokens=tokens, finish_reason=result["finish_reason"])
+
+
+async def _storm(config: Config, scene: Scene, gateways: Sequence[str], demo: Sequence[Ask], *, poison: bool) -> None:
+    record = scene.record
+    strikes = plan(config.seed, config.seconds, config.topology, gap_s=config.gap_s, lease_s=config.lease_s, only=config.only)
+    load = Load(config.clients, config.seed, gateways, record, demo, poison=poison)
+    nemesis, observer, forger = Nemesis(scene, strikes), Observer(scene), Forger(scene, config.seed)
+    record("phase", what="storm", strikes=len(strikes))
+    background = [asyncio.create_task(observer.run()), asyncio.create_task(forger.run())]
+    load.start()
+    ends_at = time.monotonic() + config.seconds
+    await nemesis.run()
+    await asyncio.sleep(max(0.0, ends_at - time.monotonic()))
+    await nemesis.heal()
+    _say("chaos: healed; waiting until everything has ended")
+    left = await load.stop(config.settle_s)
+    settled = await observer.until_settled(config.settle_s)
+    await observer.until_idle(10)
+    for task in background:
+        task.cancel()
+    for task, result in zip(background, await asyncio.gather(*background, return_exceptions=True), strict=True):
+        if isinstance(result, Exception):
+            raise RuntimeError(f"{task.get_coro()} ended before the run did") from result
+    record("phase", what="healed", settled=settled, clients_left=left)
+    await observer.write_final()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
