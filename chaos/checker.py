@@ -248,7 +248,7 @@ def i8_cancel_is_final(e: Evidence) -> Found:
 def i9_charges_have_a_cause(e: Evidence) -> Found:
     """A drain, a rolling restart, a gateway's death or a Redis that was away charges nobody and is no crash."""
     after_ms = 3 * e.lease_ms + 4_000
-    for request, final in e.finals.items():
+    for final in e.finals.values():
         span = (final["created_at"] - after_ms, final["ended_at"])
         if e.prompted(*span):
             continue
