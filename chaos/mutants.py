@@ -1,0 +1,123 @@
+"""`python -m chaos.mutants`: plant each bug in a copy of the tree, hunt it with small runs, print the score.
+
+The harness itself is the copy's, so it speaks the mutated laws as the roles do. The tree as it is must pass (the control).
+Never here: the bugs (planted.py), the runs.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.planted import MUTANTS, Mutant
+
+_ROOT = Path(__file__).resolve().parent.parent
+_LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "*_cache", ".*_cache", "__pycache__", "bench", "docs", ".hypothesis", "build", "dist"
+)
+_RUN_S = 150.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of one hunt."""
+
+    mutant: Mutant
+    found: bool
+    seeds: int
+    seconds: float
+    reason: str
+
+
+def plant(mutant: Mutant, root: Path) -> None:
+    """Make the edit. Raises ValueError where the text to be replaced is not there."""
+    path = root / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if mutant.old not in text:
+        raise ValueError(f"{mutant.name}: {mutant.file} has no {mutant.old!r}")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+async def hunt(mutant: Mutant, seeds: range, seconds: float) -> Verdict:
+    """Run seed after seed until one finds it."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="penstock-mutant-") as folder:
+        root = Path(folder) / "tree"
+        await asyncio.to_thread(shutil.copytree, _ROOT, root, ignore=_LEFT_OUT)
+        if mutant.old:
+            plant(mutant, root)
+        reason = "not found"
+        for n, seed in enumerate(seeds, 1):
+            code, said = await _run(root, seed, seconds, mutant.only, Path(folder) / f"run-{seed}")
+            violation = re.search(r"^((?:I|J)\d+: .*)$", said, re.MULTILINE)
+            if code == 1 and violation:
+                return Verdict(mutant, True, n, time.monotonic() - started, violation[1])
+            if code != 0:
+                reason = "the run itself failed: " + (said.strip().splitlines() or ["nothing was said"])[-1][:200]
+        return Verdict(mutant, False, len(seeds), time.monotonic() - started, reason)
+
+
+async def hunt_all(mutants: list[Mutant], seeds: range, seconds: float, abreast: int) -> list[Verdict]:
+    """Every hunt, a few at a time; each verdict is told as it comes."""
+    places = asyncio.Semaphore(abreast)
+
+    async def one(mutant: Mutant) -> Verdict:
+        async with places:
+            verdict = await hunt(mutant, seeds, seconds)
+            print(as_line(verdict), flush=True)
+            return verdict
+
+    return await asyncio.gather(*(one(mutant) for mutant in mutants))
+
+
+def as_line(v: Verdict) -> str:
+    """One row of the score."""
+    how = f"found by seed {v.seeds} of the hunt in {v.seconds:.0f} s" if v.found else f"NOT FOUND in {v.seeds} seeds"
+    return f"| {v.mutant.name} | {how} | {v.reason} |"
+
+
+async def _run(root: Path, seed: int, seconds: float, only: str, out: Path) -> tuple[int, str]:
+    command = ["-m", "chaos", "--seed", str(seed), "--minutes", f"{seconds / 60:.3f}", "--transformers", "0", "--sim", "3"]
+    command += ["--clients", "16", "--gap", "1.0", "--settle", "20", "--out", str(out)]
+    command += ["--only", only] if only else []
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), _RUN_S)
+    except TimeoutError:
+        process.kill()  # its roles die with it
+        await process.wait()
+        return -1, "the run did not end"
+    return process.returncode or 0, said.decode("utf-8", "replace")
+
+
+def main() -> int:
+    """Hunt, and print the score; 0 when every bug was found and the control found nothing."""
+    parser = argparse.ArgumentParser(prog="python -m chaos.mutants")
+    parser.add_argument("--seeds", type=int, default=4, help="runs a bug may take to be found")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of one run's storm")
+    parser.add_argument("--abreast", type=int, default=1, help="hunts at a time")
+    parser.add_argument("--match", default="", help="only bugs whose name has this in it")
+    args = parser.parse_args()
+    mutants = [m for m in MUTANTS if args.match in m.name]
+    verdicts = asyncio.run(hunt_all(mutants, range(1, args.seeds + 1), args.seconds, args.abreast))
+    control = asyncio.run(hunt(Mutant("the tree as it is", "", "", ""), range(1, 3), args.seconds))
+    print(f"\nplanted bugs found: {sum(v.found for v in verdicts)} of {len(verdicts)}")
+    print("control, the tree as it is: " + (f"FOUND {control.reason}" if control.found else "nothing found in 2 seeds"))
+    return 0 if all(v.found for v in verdicts) and not control.found else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The bugs that the harness must find: each an edit of one file, with the faults that bring it to light fastest.
+
+Never here: how they are planted and hunted (mutants.py).
+"""
+
+from dataclasses import dataclass
+
+_SCRIPTS = "dispatch/scripts/"
+_LEAVE, _LOG, _GROUND, _MEET = (f"{_SCRIPTS}lib/{name}.lua" for name in ("leave", "log", "ground", "meet"))
+_WORK, _HEART = "worker/execution.py", "worker/heartbeat.py"
+_REQUESTS, _STREAMING, _SUBMITTING = "gateway/routes/requests.py", "gateway/streaming.py", "gateway/submitting.py"
+_LOSSY = "drop-replies,cut,client-kill,one-way"
+_DEADLY = "kill-worker,stop-worker,partition"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One planted bug: every `old` in `file` becomes `new`. `only`: the faults of the hunt, "" for all."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    only: str = ""
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    # the fence
+    Mutant(
+        "append without a fence",
+        f"{_SCRIPTS}append.lua",
+        "if f[1] ~= 'running' or f[2] ~= attempt or f[3] ~= nonce then return 'fenced' end",
+        "if not f[4] then return 'fenced' end",
+    ),
+    Mutant("append without the nonce", f"{_SCRIPTS}append.lua", " or f[3] ~= nonce", ""),
+    Mutant(
+        "finish without a fence",
+        f"{_SCRIPTS}finish.lua",
+        "if fenced(r, attempt, nonce) or r.state ~= 'running' then return 'fenced' end",
+        "",
+    ),
+    Mutant("a fence that only knows whether it is held", _GROUND, " or r.nonce ~= nonce or r.attempt ~= tonumber(attempt)", ""),
+    Mutant(
+        "renew after the end",
+        f"{_SCRIPTS}renew.lua",
+        "if fenced(r, attempt, nonce) or r.worker ~= worker then\n    lost[#lost + 1] = id\n  elseif r.state == 'running' then",
+        "if not r then\n    lost[#lost + 1] = id\n  else",
+    ),
+    Mutant(
+        "cancel does not fence",
+        f"{_SCRIPTS}cancel.lua",
+        "room_grew(end_from_outside(r, 'cancelled', 'cancelled', message))",
+        "if is_held(r) then stop_worker(r, 'cancelled') end",
+    ),
+    # the log
+    Mutant(
+        "no check of the seq: a repeated append is written twice",
+        f"{_SCRIPTS}append.lua",
+        "if seq <= last then",
+        "if false then",
+        _LOSSY,
+    ),
+    Mutant("the chain is not chained", _LOG, "redis.sha1hex(r.chain .. data)", "redis.sha1hex(data)"),
+    Mutant("the feed is not told", _LOG, "  tell_readers(r, kind, data)\nend", "end"),
+    Mutant(
+        "the end is not fed",
+        _LOG,
+        "  tell_readers(r, kind, data)\nend",
+        "  if kind ~= 'end' then tell_readers(r, kind, data) end\nend",
+    ),
+    # timers and charges
+    Mutant("a lease has no timer", _GROUND, "if is_held(r) then at = math.min(at, r.lease) end", "", _DEADLY),
+    Mutant("the sweep charges never", _LEAVE, "r.charged = r.charged + 1", "r.charged = r.charged", _DEADLY),
+    Mutant("the sweep charges twice", _LEAVE, "r.charged = r.charged + 1", "r.charged = r.charged + 2", _DEADLY),
+    Mutant(
+        "no amnesty after Redis was away",
+        f"{_SCRIPTS}sweep.lua",
+        "if now < amnesty then",
+        "if false then",
+        "stop-server,kill-server",
+    ),
+    # the two lines
+    Mutant(
+        "a grant leaves its entry in the line",
+        f"{_SCRIPTS}lib/line.lua",
+        "redis.call('XDEL', k_line(model, priority, part), entry)",
+        "local _ = part",
+    ),
+    Mutant("a grant forgets its cost", _MEET, "w.used = w.used + r.cost", "w.used = w.used"),
+    Mutant("held for ever", _LEAVE, "redis.call('HDEL', k_held(r.worker), r.id)", "local _ = r"),
+    Mutant(
+        "finish does not look at the line",
+        f"{_SCRIPTS}finish.lua",
+        "room_grew(end_request(r, state, detail, RETENTION_MS))",
+        "end_request(r, state, detail, RETENTION_MS)",
+        "script-flush",
+    ),
+    Mutant("one key, several requests", f"{_SCRIPTS}enqueue.lua", "  if first then", "  if false then"),
+    # the worker
+    Mutant("the worker ignores what was said before", _WORK, "if begun.seq else ()", "if begun.seq > 10**9 else ()", _DEADLY),
+    Mutant(
+        "the worker counts from the start again",
+        _WORK,
+        "self._began, self._seq = True, begun.seq",
+        "self._began, self._seq = True, 0",
+        _DEADLY,
+    ),
+    Mutant("the worker drops the last chunk", _WORK, "last = self._gathered.take()", 'last, _ = b"", self._gathered.take()'),
+    Mutant(
+        "the worker takes a dup for a failure",
+        _WORK,
+        "if status in (WriteStatus.OK, WriteStatus.DUP):",
+        "if status is WriteStatus.OK:",
+        _LOSSY,
+    ),
+    Mutant("the worker does not renew", _HEART, "self._renew() if pace is not Pace.HUNG else _nothing()", "_nothing()", "script-flush"),
+    Mutant(
+        "a drained worker gives nothing back",
+        _WORK,
+        "await self._call(lambda: self._queue.release(self.grant))\n                case",
+        "pass\n                case",
+        "drain-worker",
+    ),
+    # the gateway
+    Mutant("resume is off by one", _REQUESTS, "    seq = int(match.group(1))\n", "    seq = max(int(match.group(1)) - 1, 0)\n"),
+    Mutant(
+        "resume skips one", f"{_SCRIPTS}attach.lua", "(after + 1) .. '-0', '+'", "(after + (after > 0 and 2 or 1)) .. '-0', '+'"
+    ),
+    Mutant("Last-Event-ID is ignored", _REQUESTS, ' or http_request.headers.get("last-event-id")', ""),
+    Mutant("doubles after an attach", _STREAMING, "if entry.seq <= self.seq:", "if entry.seq < self.seq:"),
+    Mutant("idempotency keys are ignored", "gateway/admission.py", 'key = headers.get("idempotency-key", "")', 'key = ""'),
+    Mutant(
+        "a repeated enqueue has a new id",
+        _SUBMITTING,
+        "            await asyncio.sleep(_RETRY_S)\n    if done.status is EnqueueStatus.FULL",
+        "            import dataclasses\n            from dispatch.messages import new_id\n"
+        "            new = dataclasses.replace(new, id=new_id(gateway.queue.shard))\n    if done.status is EnqueueStatus.FULL",
+        "drop-replies,cut,client-kill",
+    ),
+    Mutant(
+        "DELETE does nothing",
+        _REQUESTS,
+        "if await gateway.queue.cancel(request_id) is None:",
+        "if await gateway.queue.record(request_id) is None:",
+    ),
+    Mutant("nobody sweeps", "gateway/app.py", "await queue.sweep()", "pass", _DEADLY),
+)
