@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, as_penstock, is_unreachable
 from dispatch.fleet import Fleet
+from dispatch.history import read_history
 from dispatch.metrics import GatewayMetrics
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
@@ -32,11 +33,13 @@ from gateway.problems import for_status, is_our_fault, problem
 from gateway.routes import dead, openai, ops, queues, requests, workers
 from gateway.streaming import Feed
 from gateway.tokenizing import Tokenizers
+from gateway.watching import Watch
 
 log = logging.getLogger("penstock.gateway")
 
 _SWEEP_EVERY_S = 0.25
 _AGAIN_S = 1.0
+_READERS_FIRST_S = 1.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -60,22 +63,25 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     rules = settings.queue.rules()
     url = redis_url(settings)
-    redis, blocking = connect(url), connect(url, max_connections=2)
+    redis, blocking, watching = connect(url), connect(url, max_connections=2), connect(url, max_connections=1)
     queue, fleet = Queue(redis, rules), Fleet(redis)
     feed = Feed(queue, Queue(blocking, rules), buffer_bytes=settings.gateway.reader_buffer_bytes)
+    watch = Watch(lambda: read_history(watching))
     gateway = Gateway(
         settings=settings,
         redis=redis,
         queue=queue,
         fleet=fleet,
         feed=feed,
+        watch=watch,
         cards=Cards(fleet),
         tokenizers=Tokenizers(fleet),
         metrics=GatewayMetrics(_version()),
         version=_version(),
     )
     app.state.gateway = gateway
-    roles = {"sweep": lambda: _sweep(queue), "feed": feed.run, "keep reading": feed.keep}
+    await watch.look()  # so that the first request already knows
+    roles = {"watch": watch.run, "sweep": lambda: _sweep(queue, watch), "feed": feed.run, "keep reading": feed.keep}
     tasks = [asyncio.create_task(_for_ever(name, role), name=name) for name, role in roles.items()]
     log.info("Started the gateway", extra={"gateway": feed.gateway})
     try:
@@ -84,24 +90,24 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         feed.close_all()
         await feed.settle()
         await stop_tasks(tasks)
-        await blocking.aclose()
-        await redis.aclose()
+        for client in (watching, blocking, redis):
+            await client.aclose()
         log.info("Stopped the gateway", extra={"gateway": feed.gateway})
 
 
-async def _sweep(queue: Queue) -> None:
+async def _sweep(queue: Queue, watch: Watch) -> None:
     """Move every request whose time has come; harmless beside other gateways."""
-    away = False
     while True:
         try:
             await queue.sweep()
-            if away:
-                log.info("Redis answers again")
-            away = False
         except STORE_FAULT as error:
-            if not away or not is_unreachable(error):
+            if not is_unreachable(error):
                 log.warning("Cannot sweep", extra={"error": type(error).__name__})
-            away = True
+            await asyncio.sleep(_AGAIN_S)
+        if watch.away:
+            await watch.until_here()
+            # First every gateway says that it still reads: a request whose reader was away with Redis is not orphaned.
+            await asyncio.sleep(_READERS_FIRST_S)
         await asyncio.sleep(_SWEEP_EVERY_S)
 
 

@@ -18,6 +18,7 @@ from dispatch.queue import Queue
 from dispatch.settings import Settings
 from gateway.streaming import Feed
 from gateway.tokenizing import Tokenizers
+from gateway.watching import Watch
 
 _CARD_KEPT_S = 1.0
 
@@ -57,6 +58,7 @@ class Gateway:
     queue: Queue
     fleet: Fleet
     feed: Feed
+    watch: Watch
     cards: Cards
     tokenizers: Tokenizers
     metrics: GatewayMetrics
@@ -84,3 +86,8 @@ def gateway_of(http_request: Request) -> Gateway:
     """The gateway a handler runs in."""
     gateway: Gateway = http_request.app.state.gateway
     return gateway
+
+
+async def store_present(http_request: Request) -> None:
+    """A dependency of every page that needs Redis. Raises PenstockError("redis_unavailable") at once while it is away."""
+    gateway_of(http_request).watch.refuse_if_away()

@@ -27,6 +27,7 @@ _KEEP_EVERY_S = 5.0  # a sixth of the reader lease: several may fail before it l
 _TRIM_EVERY_S = 1.0
 _ATTACH_AT_ONCE = 16  # after a reconnect all readers attach anew; the pool must stay free for the others
 _RETRY_S = 0.25
+_DETACH_AGAIN_S = 1.0
 _SETTLE_S = 2.0
 
 
@@ -291,12 +292,17 @@ class Feed:
 
     async def keep(self) -> None:
         """Renew the reader leases for ever."""
+        troubled = False
         while True:
             try:
                 await self.queue.keep_reading(self.gateway)
+                troubled = False
             except STORE_FAULT as error:
-                log.warning("Cannot renew the reader leases", extra={"gateway": self.gateway, "error": type(error).__name__})
-            await asyncio.sleep(_KEEP_EVERY_S)
+                if not troubled:
+                    log.warning("Cannot renew the reader leases", extra={"gateway": self.gateway, "error": type(error).__name__})
+                troubled = True
+            # After an outage soon: the leases may be over already.
+            await asyncio.sleep(_RETRY_S if troubled else _KEEP_EVERY_S)
 
     def close_all(self) -> None:
         """This gateway shuts down: every reader is over, no request is cancelled for it."""
@@ -318,7 +324,7 @@ class Feed:
                 reader.doubt()
 
     async def _detach(self, request: str, then_continue: bool) -> None:
-        for _ in range(4):
+        while True:  # until answered: while this gateway lives, a request it forgot to leave would be worked for nobody
             try:
                 async with self.attaching(request):
                     readers = self._requests.get(request)
@@ -326,8 +332,10 @@ class Feed:
                         await self.queue.detach(request, self.gateway, then_continue=then_continue)
                 break
             except STORE_FAULT as error:
-                log.warning("Cannot detach", extra={"request": request, "error": type(error).__name__})
-                await asyncio.sleep(_RETRY_S)
+                if not is_unreachable(error):
+                    log.warning("Cannot detach", extra={"request": request, "error": type(error).__name__})
+                    break
+                await asyncio.sleep(_DETACH_AGAIN_S)
         self._forget(request)
 
     def _forget(self, request: str) -> None:

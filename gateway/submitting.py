@@ -75,6 +75,7 @@ def read_log(entries: Iterable[LogEntry]) -> Outcome:
     for entry in entries:
         if entry.kind is EntryKind.END:
             end = read_end(entry)
+        if entry.kind is not EntryKind.CHUNK:
             continue
         chunk = _chunks.decode(entry.data)
         if chunk.text:
@@ -91,8 +92,10 @@ async def submit(gateway: Gateway, new: NewRequest) -> Enqueued:
             done = await gateway.queue.enqueue(new)
             break
         except STORE_FAULT as error:
-            if not tries_left or not is_unreachable(error):
+            if not is_unreachable(error):
                 raise
+            if not tries_left or gateway.watch.away:
+                raise maybe_accepted("Redis did not answer in time") from error
             await asyncio.sleep(_RETRY_S)
     if done.status is EnqueueStatus.FULL:
         limit = gateway.queue.rules.max_backlog
@@ -112,6 +115,16 @@ async def submit(gateway: Gateway, new: NewRequest) -> Enqueued:
             param="idempotency-key",
         )
     return done
+
+
+def maybe_accepted(why: str) -> PenstockError:
+    """The error for a submit of which nobody knows whether it happened."""
+    return PenstockError(
+        "redis_unavailable",
+        f"{why}: the request may have been accepted, or not.",
+        hint="Send it again with the same Idempotency-Key, then it is done once; without one it may be done twice.",
+        retry_after_s=2,
+    )
 
 
 async def kept_input(gateway: Gateway, request: str) -> InferenceRequest:

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -33,6 +34,57 @@ class RealServer:
     process: subprocess.Popen[bytes]
 
 
+class LastingServer:
+    """A server that keeps its data in `folder`: it can be stopped, killed, and started again where it was."""
+
+    def __init__(self, folder: Path, *extra: str, name: str = "", socket: Path | None = None) -> None:
+        self.folder = folder
+        self.name = name or ("valkey" if "valkey" in binaries() else "redis")
+        self.socket = socket or folder / "server.sock"
+        self.url = f"unix://{self.socket}"
+        self._extra = extra
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        """Start it and wait until it has loaded its data."""
+        command = [
+            binaries()[self.name],
+            "--port",
+            "0",
+            "--unixsocket",
+            str(self.socket),
+            "--save",
+            "",
+            "--dir",
+            str(self.folder),
+        ]
+        self.process = subprocess.Popen([*command, *self._extra], stdout=subprocess.DEVNULL)
+        _until_it_answers(self.url, self.process)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Not one more instruction until `go_on`: its connections stay open and silent."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def lasting(*extra: str, name: str = "") -> Iterator[LastingServer]:
+    """A server with an append-only file."""
+    with tempfile.TemporaryDirectory(prefix="penstock-test-") as folder:
+        server = LastingServer(Path(folder), "--appendonly", "yes", *extra, name=name)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
 @contextlib.contextmanager
 def running(name: str, *extra: str) -> Iterator[RealServer]:
     """A server of that name on a unix socket in a folder of its own, without persistence unless `extra` says so."""
@@ -44,17 +96,21 @@ def running(name: str, *extra: str) -> Iterator[RealServer]:
         )
         url = f"unix://{socket}"
         try:
-            with redis.Redis.from_url(url) as client:
-                deadline = time.monotonic() + 10
-                while True:
-                    try:
-                        client.ping()
-                        break
-                    except redis.ConnectionError:
-                        if time.monotonic() > deadline or process.poll() is not None:
-                            raise
-                        time.sleep(0.01)
+            _until_it_answers(url, process)
             yield RealServer(name, url, process)
         finally:
             process.kill()
             process.wait()
+
+
+def _until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    with redis.Redis.from_url(url) as client:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                client.ping()
+                return
+            except redis.ConnectionError:  # also while it loads
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise
+                time.sleep(0.01)

@@ -17,13 +17,13 @@ from dispatch.errors import PenstockError
 from dispatch.keys import shard_of
 from dispatch.messages import RequestRecord
 from gateway.auth import Tenant, authenticated
-from gateway.context import Gateway, gateway_of
+from gateway.context import Gateway, gateway_of, store_present
 from gateway.routes.requests import accepted
 from gateway.shapes import as_json, dead_document, request_document
 from gateway.streaming import not_found
 from gateway.submitting import kept_input, renewed, submit
 
-router = APIRouter(prefix="/v1/dead", dependencies=[Depends(authenticated)])
+router = APIRouter(prefix="/v1/dead", dependencies=[Depends(authenticated), Depends(store_present)])
 
 _PAGE, _LARGEST_PAGE, _SCANNED = 50, 200, 5_000
 _CURSOR = re.compile(r"[0-9]{1,15}-[0-9]{1,10}")

@@ -19,7 +19,7 @@ from dispatch.states import OnDisconnect, WorkerState
 from gateway.admission import admit, terms_from
 from gateway.auth import Tenant, authenticated
 from gateway.bodies import parse_object, read_body
-from gateway.context import Gateway, gateway_of
+from gateway.context import Gateway, gateway_of, store_present
 from gateway.fields import ChatFields, CompletionFields, Sampled, parse
 from gateway.problems import ended_badly, error_member, problem
 from gateway.shapes import as_json, with_total
@@ -27,7 +27,7 @@ from gateway.sse import EventStream, StreamLimits
 from gateway.streaming import Over, Reader
 from gateway.submitting import Outcome, count_over, read_end, read_log, read_to_end, submit_read
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(authenticated)])
+router = APIRouter(prefix="/v1", dependencies=[Depends(authenticated), Depends(store_present)])
 
 _DONE = b"data: [DONE]\n\n"
 _AFTER_DEADLINE_S = 15.0  # the sweeper's time to say that the deadline passed
@@ -176,6 +176,8 @@ class OpenAIFrames:
         """A chunk, or the frames that end the stream."""
         if entry.kind is EntryKind.END:
             return self._end(entry)
+        if entry.kind is not EntryKind.CHUNK:  # of a later attempt these clients know nothing: the text just goes on
+            return b""
         self._timer.chunk()
         text = bytes(_texts.decode(entry.data).text)
         body = b'"delta":{"content":%s}' % text if self._chat else b'"text":%s' % text

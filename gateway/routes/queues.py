@@ -8,10 +8,10 @@ from starlette.responses import Response
 from dispatch.errors import PenstockError
 from dispatch.states import Priority
 from gateway.auth import authenticated
-from gateway.context import gateway_of
+from gateway.context import gateway_of, store_present
 from gateway.shapes import as_json, queue_document
 
-router = APIRouter(prefix="/v1/queues", dependencies=[Depends(authenticated)])
+router = APIRouter(prefix="/v1/queues", dependencies=[Depends(authenticated), Depends(store_present)])
 
 
 @router.get("")

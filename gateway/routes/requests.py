@@ -21,7 +21,7 @@ from dispatch.states import OnDisconnect, RequestState, shown
 from gateway.admission import admit, terms_from
 from gateway.auth import Tenant, authenticated
 from gateway.bodies import parse_object, read_body
-from gateway.context import Gateway, gateway_of
+from gateway.context import Gateway, gateway_of, store_present
 from gateway.fields import NativeFields, parse
 from gateway.problems import error_member
 from gateway.shapes import accepted_document, as_json, etag_of, is_ended, request_document, result_document, story_headers
@@ -29,7 +29,7 @@ from gateway.sse import EventStream, StreamLimits, one_line
 from gateway.streaming import Over, Reader, expired, not_found
 from gateway.submitting import count_over, kept_input, owned_record, read_log, read_to_end, renewed, submit, submit_read
 
-router = APIRouter(prefix="/v1/requests", dependencies=[Depends(authenticated)])
+router = APIRouter(prefix="/v1/requests", dependencies=[Depends(authenticated), Depends(store_present)])
 
 MAX_WAIT_S = 300.0
 _PAGE, _LARGEST_PAGE, _SCANNED = 50, 200, 5_000
@@ -201,7 +201,7 @@ async def retry(http_request: Request, request_id: str, tenant: Tenant) -> Respo
 
 
 class NativeFrames:
-    """The native API's events: status, chunk, rewind, end; ids to resume by."""
+    """The native API's events: status, chunk, note, rewind, end; ids to resume by."""
 
     def __init__(self, document: dict[str, Any], opening_id: str) -> None:
         self._document = document
@@ -213,9 +213,9 @@ class NativeFrames:
         return b": penstock\nretry: %d\n\nid: %s\nevent: status\ndata: %s\n\n" % (_RETRY_HINT_MS, self._opening_id.encode(), data)
 
     def entry(self, entry: LogEntry) -> bytes:
-        """A chunk or the end, its data as stored."""
-        name = b"end" if entry.kind is EntryKind.END else b"chunk"
-        return b"id: %d-%s\nevent: %s\ndata: %s\n\n" % (entry.seq, entry.chain.encode(), name, one_line(entry.data))
+        """A chunk, a note or the end, its data as stored."""
+        event_id = b"%d-%s" % (entry.seq, entry.chain.encode())
+        return b"id: %s\nevent: %s\ndata: %s\n\n" % (event_id, entry.kind.value.encode(), one_line(entry.data))
 
     def rewind(self) -> bytes:
         """What came before is void; all of it follows again."""

@@ -4,10 +4,10 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from gateway.auth import authenticated
-from gateway.context import gateway_of
+from gateway.context import gateway_of, store_present
 from gateway.shapes import as_json, worker_document
 
-router = APIRouter(prefix="/v1/workers", dependencies=[Depends(authenticated)])
+router = APIRouter(prefix="/v1/workers", dependencies=[Depends(authenticated), Depends(store_present)])
 
 
 @router.get("")

@@ -121,8 +121,15 @@ class House:
 @contextlib.contextmanager
 def house(server: str = "valkey") -> Iterator[House]:
     """An empty house on a fresh server."""
-    with tempfile.TemporaryDirectory(prefix="penstock-house-") as folder, running(server) as found:
-        home = House(found.url, found.process.pid, Path(folder))
+    with running(server) as found, house_on(found.url, found.process.pid) as home:
+        yield home
+
+
+@contextlib.contextmanager
+def house_on(url: str, server_pid: int = 0) -> Iterator[House]:
+    """An empty house on a server that stands already."""
+    with tempfile.TemporaryDirectory(prefix="penstock-house-") as folder:
+        home = House(url, server_pid, Path(folder))
         try:
             yield home
         finally:

@@ -38,7 +38,7 @@ class Heard:
         return self.events[-1].id if self.events else ""
 
     def check_dense(self) -> None:
-        seqs = [e.seq for e in self.events if e.name in ("chunk", "end")]
+        seqs = [e.seq for e in self.events if e.name in ("chunk", "note", "end")]
         assert seqs == list(range(1, len(seqs) + 1)), seqs
 
 
@@ -63,9 +63,7 @@ async def events(client: httpx.AsyncClient, url: str, last_id: str = "") -> Asyn
 async def listen(client: httpx.AsyncClient, url: str, heard: Heard, *, until_chunks: int = 10**9) -> None:
     """Add what a stream brings to `heard`, until its end or so many chunks."""
     async for event in events(client, url, heard.last_id):
-        if event.name in ("chunk", "end"):
+        if event.name in ("chunk", "note", "end"):
             heard.events.append(event)
         if event.name == "end" or sum(e.name == "chunk" for e in heard.events) >= until_chunks:
             return
-
-
