@@ -343,7 +343,8 @@ def j1_errors_have_a_cause(e: Evidence) -> Found:
     for request, connections in e.heard.items():
         final = e.finals.get(request)
         for c in connections:
-            if c["how"] == "broken" and not _gateway_struck(e, c):
+            # A kept-alive connection that was just closed may break before any answer: that is HTTP, and tried again.
+            if c["how"] == "broken" and c["status"] and not _gateway_struck(e, c):
                 yield Violation("J1", "a stream broke and its gateway lived", {"id": request, **_where(c)})
             for_nothing = c["how"] == "error" and final is not None and final["state"] == "completed"
             if for_nothing and e.topology == "single" and not _gateway_struck(e, c):

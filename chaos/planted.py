@@ -113,7 +113,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "if status is WriteStatus.OK:",
         _LOSSY,
     ),
-    Mutant("the worker does not renew", _HEART, "self._renew() if pace is not Pace.HUNG else _nothing()", "_nothing()", "script-flush"),
+    Mutant(
+        "the worker does not renew",
+        _HEART,
+        "self._renew() if pace is not Pace.HUNG else _nothing()",
+        "_nothing()",
+        "script-flush",
+    ),
     Mutant(
         "a drained worker gives nothing back",
         _WORK,

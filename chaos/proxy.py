@@ -49,10 +49,10 @@ class Proxy:
         """Stop listening and cut everything."""
         if self._listener is not None:
             self._listener.close()
+        self.now = Misbehaviour()
         self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2)
 
     def cut(self) -> int:
         """Close every connection now; returns how many there were."""

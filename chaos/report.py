@@ -93,7 +93,7 @@ def _prefilled_again(log: Sequence[Any]) -> int:
     """Tokens of the answer that a later attempt had to read again before it went on."""
     again, before, attempt = 0, 0, 0
     for entry in log:
-        if entry[1] != attempt and attempt and entry[2] == "chunk":
+        if entry[1] != attempt and attempt and entry[2] != "end":
             again += before
         attempt = entry[1]
         before += tokens_of([entry])

@@ -106,7 +106,7 @@ async def _start_roles(config: Config, house: House, has_sim_faults: bool) -> li
         more = {"CHAOS_CLOCK_SKEW_S": str(_SKEWS_S[n % len(_SKEWS_S)])}
         if has_sim_faults:
             more["PENSTOCK_WORKER__SIM_FAULTS"] = "true"
-        flags = ("--model", SIM, "--slots", "5", "--kv-tokens", "700", "--gpu", "A10")
+        flags = ("--model", SIM, "--slots", "8", "--kv-tokens", "1100", "--gpu", "A10")
         await house.worker(f"sim-{n}", "sim", flags, {**shared, **more})
     for n in range(config.transformers_workers):
         await house.worker(f"transformers-{n}", "transformers", ("--model", "demo", "--device", "cpu", "--slots", "4"), shared)
