@@ -11,13 +11,11 @@ from pathlib import Path
 
 import uvloop
 
-from chaos.checker import check
+from chaos.checker import Violation, check
 from chaos.faults import FAULTS, SENTINEL, SINGLE
 from chaos.history import read
 from chaos.report import as_markdown, report
 from chaos.run import Config, run
-
-_SHOWN = 12
 
 
 def main() -> int:
@@ -66,7 +64,11 @@ def _judge(path: Path) -> int:
     history = read(path)
     violations = check(history)
     print(as_markdown(report(history, violations)))
-    for violation in violations[:_SHOWN]:
+    kinds: dict[tuple[str, str], Violation] = {}
+    for violation in violations:
+        kinds.setdefault((violation.invariant, violation.what), violation)
+    # One of each kind; what only follows from the others (I1: all is stuck) comes last.
+    for violation in sorted(kinds.values(), key=lambda v: v.invariant == "I1"):
         print(f"{violation.invariant}: {violation.what}\n    {json.dumps(violation.evidence, ensure_ascii=False)[:1200]}")
     print(f"history: {path}")
     return 1 if violations else 0

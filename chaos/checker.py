@@ -19,8 +19,19 @@ _GRACE_MS = 15_000
 _LONG_DEADLINE_MS = 60_000
 _MISSED_SAMPLES = 4
 _OVERTAKEN_MS = 5_000
-_CHARGING = ("kill-worker", "kill-engine", "stop-worker", "partition", "one-way", "refuse", "drop-replies", "delay", "cut")
-_CHARGING_SERVER = ("kill-master", "stop-master", "failover", "kill-replica")
+_CHARGING = (
+    "kill-worker",
+    "kill-engine",
+    "stop-worker",
+    "stop-fleet",
+    "partition",
+    "one-way",
+    "refuse",
+    "drop-replies",
+    "delay",
+    "cut",
+)
+_CHARGING_SERVER = ("outage", "kill-master", "stop-master", "failover", "kill-replica")
 _CRASHING = ("kill-worker", "kill-engine", "rolling-restart", "drain-worker")
 _GATEWAY_ENDS = ("kill-gateway", "drain-gateway", "rolling-restart", "stop-gateway")
 

@@ -5,6 +5,7 @@ A new fault is one function and one row. Never here: when (nemesis.py), whether 
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -34,6 +35,8 @@ class Fault:
     topologies: frozenset[str] = _BOTH
     alone: bool = False
     """Not together with another fault of the server."""
+    least_s: float = 0.0
+    """Only in runs of at least that length."""
 
 
 def _role(scene: Scene, target: str) -> Role:
@@ -163,6 +166,33 @@ async def memory_low(scene: Scene, target: str, for_s: float) -> Undo:
     return undo
 
 
+async def disk_full(scene: Scene, target: str, for_s: float) -> Undo:
+    """The append-only file cannot grow: writes to it fail as on a full disk."""
+    master = await scene.server.master()
+    pid = master.process.pid if master.process is not None else 0
+    files = [*master.folder.glob("appendonlydir/*.incr.aof"), *master.folder.glob("appendonly.aof")]
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (max(f.stat().st_size for f in files), hard))
+
+    async def undo() -> None:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+    return undo
+
+
+async def stop_fleet(scene: Scene, target: str, for_s: float) -> Undo:
+    """SIGSTOP of every worker at once."""
+    undoings = [await stop(scene, role.name, for_s) for role in scene.house.workers]
+
+    async def undo() -> None:
+        for each in undoings:
+            if each is not None:
+                await each()
+
+    return undo
+
+
 async def cut(scene: Scene, target: str, for_s: float) -> Undo:
     """Every connection of one role breaks."""
     _role(scene, target).proxy.cut()  # type: ignore[union-attr]
@@ -214,9 +244,12 @@ FAULTS: Mapping[str, Fault] = {
     "drain-gateway": Fault(drain, 3, "gateway"),
     "rolling-restart": Fault(roll, 1),
     "stop-worker": Fault(stop, 8, "worker", (1.5, 1.6), in_leases=True),
+    "stop-fleet": Fault(stop_fleet, 1, "", (1.5, 1.6), in_leases=True),
     "stop-gateway": Fault(stop, 3, "gateway", (0.5, 3.0)),
     "stop-server": Fault(server_stop, 2, "server", (3.0, 3.0), topologies=_ONE, alone=True),
     "kill-server": Fault(server_kill, 2, "server", (0.3, 2.0), topologies=_ONE, alone=True),
+    "outage": Fault(server_kill, 1, "server", (30.0, 30.0), topologies=_ONE, alone=True, least_s=150),
+    "disk-full": Fault(disk_full, 2, "server", (1.0, 3.0), topologies=_ONE, alone=True),
     "kill-master": Fault(server_kill, 3, "server", (6.0, 9.0), topologies=_TWO, alone=True),
     "stop-master": Fault(server_stop, 2, "server", (5.0, 6.0), topologies=_TWO, alone=True),
     "failover": Fault(failover, 3, "server", (6.0, 6.0), topologies=_TWO, alone=True),

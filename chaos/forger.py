@@ -95,7 +95,7 @@ async def _begin(queue: Queue, grant: Grant) -> str:
 
 
 async def _renew(queue: Queue, grant: Grant) -> str:
-    return "fenced" if grant.request in (await queue.renew(grant.worker, [grant])).lost else "ok"
+    return "fenced" if (grant.request, grant.attempt) in (await queue.renew(grant.worker, [grant])).lost else "ok"
 
 
 async def _word(call: Awaitable[object]) -> str:

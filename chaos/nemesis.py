@@ -28,7 +28,7 @@ class Strike:
 def plan(seed: int, seconds: float, topology: str, *, gap_s: float, lease_s: float, only: Collection[str] = ()) -> list[Strike]:
     """The schedule: the same for the same arguments, always."""
     rng = random.Random(f"{seed} nemesis {topology}")
-    names = [n for n, f in FAULTS.items() if topology in f.topologies and (not only or n in only)]
+    names = [n for n, f in FAULTS.items() if topology in f.topologies and f.least_s <= seconds and (not only or n in only)]
     weights = [FAULTS[n].weight for n in names]
     strikes, at_s, server_free_s = [], gap_s, 0.0
     while at_s < seconds:

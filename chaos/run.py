@@ -61,6 +61,7 @@ def environment(config: Config) -> dict[str, str]:
         "PENSTOCK_GATEWAY__PING_S": "2",
         "PENSTOCK_LOG__FORMAT": "json",
         "OMP_NUM_THREADS": "1",
+        "PENSTOCK_REDIS__DURABILITY": "aof" if config.topology == SINGLE else "replicated",
     }
 
 

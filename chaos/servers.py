@@ -39,7 +39,8 @@ class ServerProcess:
     async def start(self) -> None:
         """Start and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [str(self.binary.path)]
+        # A write beyond the limit of a "full" disk must fail, not kill.
+        command = ["env", "--ignore-signal=XFSZ", str(self.binary.path)]
         if self.sentinel:
             command += [str(self.folder / "sentinel.conf"), "--sentinel"]
         else:
@@ -149,7 +150,7 @@ class Sentinel:
 
     def url(self) -> str:
         hosts = ",".join(f"127.0.0.1:{p.port}" for name, p in self.processes.items() if name.startswith("sentinel"))
-        return f"redis+sentinel://{hosts}/{_MASTER}/0"
+        return f"redis+sentinel://{hosts}/{_MASTER}"
 
     async def master(self) -> ServerProcess:
         port = await self._master_port()
