@@ -9,15 +9,27 @@ import asyncio
 from collections import deque
 from typing import Any
 
+from redis.exceptions import OutOfMemoryError
+
+from dispatch.faults import NotReplicated
+
 _LANES = 2  # one batch is on its way while the next gathers; more lanes only make smaller batches
 _BATCH = 256
+_WAIT_KEY_TTL_MS = 60_000
 
 
 class Batched:
-    """Runs commands on `client` (redis.asyncio.Redis) in batches."""
+    """Runs commands on `client` (redis.asyncio.Redis) in batches.
 
-    def __init__(self, client: Any) -> None:
+    With `wait_replica_ms` and `wait_key` each batch ends with a WAIT for one replica; without it all of the batch are
+    NotReplicated. WAIT covers what its own connection wrote: the write to `wait_key` before it stands behind all others
+    of the server, so a repeated command is covered too, whichever connection its first one went.
+    """
+
+    def __init__(self, client: Any, *, wait_replica_ms: int = 0, wait_key: str = "") -> None:
         self._client = client
+        self._wait_replica_ms = wait_replica_ms
+        self._wait_key = wait_key
         self._waiting: deque[tuple[tuple[Any, ...], asyncio.Future[Any]]] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
         self._running = 0
@@ -46,7 +58,12 @@ class Batched:
             pipe = self._client.pipeline(transaction=False)
             for command, _ in batch:
                 pipe.execute_command(*command)
+            if self._wait_replica_ms:
+                pipe.execute_command("SET", self._wait_key, "1", "PX", _WAIT_KEY_TTL_MS)
+                pipe.execute_command("WAIT", 1, self._wait_replica_ms)
             replies = await pipe.execute(raise_on_error=False)
+            if self._wait_replica_ms:
+                replies = _unless_replicated(replies)
         except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()
@@ -60,3 +77,15 @@ class Batched:
                 future.set_exception(reply)
             else:
                 future.set_result(reply)
+
+
+def _unless_replicated(replies: list[Any]) -> list[Any]:
+    *replies, written, replicas = replies
+    # At the memory limit that write is refused, and what ends requests is not: they wrote themselves, so WAIT covers them.
+    refused = written if isinstance(written, Exception) and not isinstance(written, OutOfMemoryError) else None
+    wrong = replicas if isinstance(replicas, Exception) else refused
+    if wrong is not None:
+        return [each if isinstance(each, Exception) else wrong for each in replies]
+    if replicas >= 1:
+        return replies
+    return [r if isinstance(r, Exception) else NotReplicated("no replica has it yet") for r in replies]

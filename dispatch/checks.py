@@ -13,8 +13,10 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
 from dispatch.configuration import mask_url
+from dispatch.durability import check_durability
 from dispatch.errors import PenstockError
 from dispatch.redis_client import connect
+from dispatch.settings import Durability
 
 LEAST_REDIS = (7, 0)
 LEAST_VALKEY = (7, 2)
@@ -102,14 +104,16 @@ def refuse_unsuitable(facts: ServerFacts) -> None:
         )
 
 
-async def wait_until_ready(url: str, timeout_s: float) -> ServerFacts:
-    """Wait for a server that is starting (or loading its data), then check it."""
+async def wait_until_ready(url: str, timeout_s: float, durability: Durability = Durability.MEMORY) -> ServerFacts:
+    """Wait for a server that is starting (or loading its data), then check it, and that it can promise `durability`."""
     redis = connect(url, max_connections=2)
     deadline = time.monotonic() + timeout_s
     try:
         while True:
             try:
-                return await check_server(redis)
+                facts = await check_server(redis)
+                await check_durability(redis, durability)
+                return facts
             except PenstockError as error:
                 if error.code != "redis_unavailable" or time.monotonic() > deadline:
                     raise
@@ -118,9 +122,9 @@ async def wait_until_ready(url: str, timeout_s: float) -> ServerFacts:
         await redis.aclose()
 
 
-async def check_url(url: str) -> ServerFacts:
+async def check_url(url: str, durability: Durability = Durability.MEMORY) -> ServerFacts:
     """Connect, check, close."""
-    return await wait_until_ready(url, timeout_s=0)
+    return await wait_until_ready(url, timeout_s=0, durability=durability)
 
 
 def version_of(text: str) -> tuple[int, int]:

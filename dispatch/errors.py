@@ -49,6 +49,8 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "draining": ErrorKind(503, Fault.SERVER, True, "This gateway is shutting down"),
     "redis_unavailable": ErrorKind(503, Fault.OPERATOR, True, "Redis does not answer"),
     "redis_unsuitable": ErrorKind(503, Fault.OPERATOR, False, "Redis cannot be used"),
+    "not_replicated": ErrorKind(503, Fault.OPERATOR, True, "No replica has it yet"),
+    "stream_rewound": ErrorKind(500, Fault.SERVER, True, "Redis went back in time under this answer"),
     "out_of_memory": ErrorKind(503, Fault.OPERATOR, True, "Redis is at its memory limit"),
     "cancelled": ErrorKind(409, Fault.CLIENT, False, "The request was cancelled"),
     "deadline_exceeded": ErrorKind(504, Fault.SERVER, False, "The deadline passed"),

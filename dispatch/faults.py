@@ -16,6 +16,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from dispatch.errors import PenstockError
 
+
+class NotReplicated(RedisError):
+    """It was written, but no replica said in time that it has it. May be asked again: it then waits once more."""
+
+
 STORE_FAULT: type[Exception] = RedisError
 """Every exception of the client; `as_penstock` tells them apart."""
 
@@ -46,6 +51,13 @@ def as_penstock(error: Exception) -> PenstockError:
             "Redis is at its memory limit and takes no new requests; running ones go on.",
             hint="Raise Redis's maxmemory, or wait until kept outputs are forgotten.",
             retry_after_s=10,
+        )
+    if isinstance(error, NotReplicated):
+        return PenstockError(
+            "not_replicated",
+            "It was written, but no replica has it yet: the request may have been accepted, or may be lost in a failover.",
+            hint="Send it again with the same Idempotency-Key, then it is done once; without one it may be done twice.",
+            retry_after_s=_RETRY_AFTER_S,
         )
     if is_unreachable(error):
         return PenstockError(

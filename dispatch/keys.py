@@ -29,6 +29,7 @@ key                                type    holds                                
 worker:<id>                        string  Heartbeat, JSON                              heartbeat TTL  worker / fleet
 workers                            zset    worker id -> last beat, ms                   swept by readers
 model:<name>                       string  ModelCard, JSON                              none (a model)
+{s}:waited                         string  written before each WAIT, so that it covers all   60 s      batching / nobody
 models                             set     names of model cards                         none
 tokenizer:<sha256>                 string  TokenizerFiles, JSON                         none (a model)
 """
@@ -161,3 +162,7 @@ def model_card(name: str) -> str:
 def tokenizer(sha256: str) -> str:
     """The key of stored tokenizer files."""
     return f"tokenizer:{sha256}"
+    @property
+    def waited(self) -> str:
+        return f"{self._tag}waited"
+

@@ -11,6 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from dispatch import messages as m
+from dispatch.batching import Batched
 from dispatch.dead_letters import DeadLetter
 from dispatch.keys import ShardKeys
 from dispatch.looking import Looking, entries_from
@@ -18,11 +19,14 @@ from dispatch.rules import QueueRules
 from dispatch.scripts import Script, compose_all
 from dispatch.states import Priority, RequestState
 
+_PROMISES = frozenset({"enqueue", "cancel", "finish"})
+
 
 class Queue(Looking):
     """The laws on one shard. `now` fixes the clock for tests (ms); by default only Redis's own clock counts.
 
-    `redis` answers bytes (dispatch.redis_client). `scripts` is for the tests that plant bugs.
+    `redis` answers bytes (dispatch.redis_client). `scripts` is for the tests that plant bugs. `wait_replica_ms`: an
+    enqueue, a cancel and a finish are answered only once a replica has them; else they raise faults.NotReplicated.
     """
 
     def __init__(
@@ -33,8 +37,13 @@ class Queue(Looking):
         shard: str = "s0",
         now: Callable[[], int] | None = None,
         scripts: Mapping[str, Script] | None = None,
+        wait_replica_ms: int = 0,
     ) -> None:
         super().__init__(redis, ShardKeys(shard))
+        # What was promised to a client goes its own way: nothing else waits for the replica with it.
+        self._promised = (
+            Batched(redis, wait_replica_ms=wait_replica_ms, wait_key=self._keys.waited) if wait_replica_ms else self._batched
+        )
         self.rules = rules
         self.shard = shard
         self._now = now
@@ -42,7 +51,8 @@ class Queue(Looking):
 
     async def _run(self, name: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes) -> Any:
         now = self._now() if self._now else ""
-        return await self._scripts[name](self._batched, self._keys.timers, rest, now=now, **values)
+        batched = self._promised if name in _PROMISES else self._batched
+        return await self._scripts[name](batched, self._keys.timers, rest, now=now, **values)
 
     # ---- clients' side
 

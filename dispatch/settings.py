@@ -4,6 +4,8 @@ Order: flag > `PENSTOCK_` environment > `.env` > `penstock.toml` > default. Unkn
 Never here: what the values cause.
 """
 
+import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +24,15 @@ class RedisSettings(_Section):
     url: str | None = Field(None, description="redis://, rediss:// or unix:// URL; empty: `up` starts a server of its own")
     password: SecretStr | None = Field(None, description="password, if the URL carries none")
 
+class Durability(StrEnum):
+    """What an acknowledged request outlives. docs/durability.md has the table."""
+
+    MEMORY = "memory"
+    AOF = "aof"
+    AOF_ALWAYS = "aof-always"
+    REPLICATED = "replicated"
+
+
 
 class GatewaySettings(_Section):
     """The HTTP gateway."""
@@ -31,6 +42,17 @@ class GatewaySettings(_Section):
     max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest request body")
     ping_s: float = Field(15.0, gt=0, description="silence on a stream before a ping comment")
     reader_buffer_bytes: int = Field(262_144, ge=4096, description="output a slow reader may leave unread before it is cut")
+    durability: Durability = Field(
+        Durability.MEMORY, description="what must outlive a failure of Redis: memory, aof, aof-always or replicated"
+    )
+    replica_wait_ms: int = Field(
+        500, ge=1, le=3000, description="replicated: how long an accepted request may wait for a replica to have it"
+    )
+
+    @property
+    def wait_replica_ms(self) -> int:
+        """How long a write that was promised waits for a replica; 0: not at all."""
+        return self.replica_wait_ms if self.durability is Durability.REPLICATED else 0
     write_timeout_s: float = Field(15.0, gt=0, description="how long one write to a slow reader may take")
     drain_timeout_s: float = Field(20.0, ge=0, description="how long open streams may go on after SIGTERM")
 

@@ -64,7 +64,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     rules = settings.queue.rules()
     url = redis_url(settings)
     redis, blocking, watching = connect(url), connect(url, max_connections=2), connect(url, max_connections=1)
-    queue, fleet = Queue(redis, rules), Fleet(redis)
+    queue, fleet = Queue(redis, rules, wait_replica_ms=settings.redis.wait_replica_ms), Fleet(redis)
     feed = Feed(queue, Queue(blocking, rules), buffer_bytes=settings.gateway.reader_buffer_bytes)
     watch = Watch(lambda: read_history(watching))
     gateway = Gateway(

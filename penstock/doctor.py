@@ -62,7 +62,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         others = describe([b for b in candidates(os.environ) if b != binary])
         yield Finding("redis", True, f"none configured; `up` would start {describe([binary])}; also here: {others}")
         return
-    facts = asyncio.run(check_url(url))
+    facts = asyncio.run(check_url(url, settings.redis.durability))
     limit = size(facts.maxmemory_bytes) if facts.maxmemory_bytes else "no limit"
     yield Finding(
         "redis",
@@ -77,6 +77,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         yield Finding("persistence", True, "none: a restart of Redis forgets all requests", "Set `appendonly yes` to keep them.")
     else:
         yield Finding("persistence", True, facts.persistence)
+    yield Finding("durability", True, f"{settings.redis.durability} (docs/durability.md)")
 
 
 def _packages(settings: Settings) -> Iterator[Finding]:

@@ -45,6 +45,7 @@ class ServerPlan:
     port: int
     password: str
     persistent: bool
+    fsync: str = "everysec"
 
     @property
     def url(self) -> str:
@@ -69,7 +70,7 @@ class ServerPlan:
             f"dir {_quoted(data)}",
             'save ""',
             f"appendonly {'yes' if self.persistent else 'no'}",
-            "appendfsync everysec",
+            f"appendfsync {self.fsync}",
             "maxmemory-policy noeviction",
             # The slow log would keep the arguments of scripts: prompts.
             "slowlog-log-slower-than -1",
@@ -105,9 +106,9 @@ def candidates(environment: Mapping[str, str]) -> list[Binary]:
     return [binary for binary in found if binary is not None]
 
 
-def plan_server(binary: Binary, folder: Path, *, persistent: bool) -> ServerPlan:
+def plan_server(binary: Binary, folder: Path, *, persistent: bool, fsync: str = "everysec") -> ServerPlan:
     """A fresh port and password."""
-    return ServerPlan(binary, folder, free_port("127.0.0.1", 0), secrets.token_urlsafe(24), persistent)
+    return ServerPlan(binary, folder, free_port("127.0.0.1", 0), secrets.token_urlsafe(24), persistent, fsync)
 
 
 def written_by(folder: Path) -> str:

@@ -32,7 +32,8 @@ async def _run(settings: Settings, url: str) -> int:
     # The blocking read has a connection of its own: nothing ever waits behind it.
     redis, inbox_redis = connect(url), connect(url, max_connections=2)
     try:
-        queue, inbox = Queue(redis, rules), Queue(inbox_redis, rules)
+        queue = Queue(redis, rules, wait_replica_ms=settings.redis.wait_replica_ms)
+        inbox = Queue(inbox_redis, rules)
         worker = Worker(settings, lambda: engine_for(settings.worker), find_gpus(), queue, inbox, Fleet(redis))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.drain)

@@ -36,6 +36,7 @@ async def readyz(http_request: Request) -> Response:
     here = not gateway.watch.away
     checks = [
         (here, f"redis ok {gateway.watch.answer_s * 1000:.1f}ms" if here else "redis does not answer"),
+        (True, f"durability {gateway.settings.redis.durability}"),
         (not gateway.draining, "draining" if gateway.draining else "takes requests"),
     ]
     ready = all(ok for ok, _ in checks)
@@ -49,7 +50,15 @@ async def readyz(http_request: Request) -> Response:
 async def version(http_request: Request) -> Response:
     """Which release this is."""
     gateway = gateway_of(http_request)
-    return as_json({"name": "penstock", "version": gateway.version, "gateway": gateway.feed.gateway}, headers=_NO_STORE)
+    return as_json(
+        {
+            "name": "penstock",
+            "version": gateway.version,
+            "gateway": gateway.feed.gateway,
+            "durability": gateway.settings.redis.durability,
+        },
+        headers=_NO_STORE,
+    )
 
 
 @router.get("/metrics")

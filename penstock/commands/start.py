@@ -133,7 +133,7 @@ def _role_settings(args: argparse.Namespace, service: str) -> "Settings":
 
     from dispatch.checks import wait_until_ready
 
-    asyncio.run(wait_until_ready(settings.redis.url or _LOCAL_REDIS, _REDIS_PATIENCE_S))
+    asyncio.run(wait_until_ready(settings.redis.url or _LOCAL_REDIS, _REDIS_PATIENCE_S, settings.redis.durability))
     return settings
 
 
