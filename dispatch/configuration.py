@@ -224,7 +224,8 @@ def _read_secret(name: str, path: str, origin: Origin) -> str:
 def _from_text(field: FieldInfo, text: str) -> Any:
     """What a text means for a field: lists are split at commas and lines, words of a choice are taken in any case."""
     if get_origin(field.annotation) is tuple:
-        return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip())
+        # Something was given: nothing but separators (an empty file) must not read as "no keys, open to all".
+        return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip()) or ("",)
     if get_origin(field.annotation) is Literal and text.lower() in get_args(field.annotation):
         return text.lower()
     return text

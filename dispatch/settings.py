@@ -9,20 +9,20 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from dispatch.errors import PenstockError
+from dispatch.keys import check_model_name
 from dispatch.rules import QueueRules
+
+_LEAST_KEY_CHARACTERS = 8
+# What an Authorization header and a comma-separated variable carry unchanged.
+_KEY = re.compile(r"[!-+\--~]*")
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class RedisSettings(_Section):
-    """Where Redis is."""
-
-    url: str | None = Field(None, description="redis://, rediss:// or unix:// URL; empty: `up` starts a server of its own")
-    password: SecretStr | None = Field(None, description="password, if the URL carries none")
 
 class Durability(StrEnum):
     """What an acknowledged request outlives. docs/durability.md has the table."""
@@ -33,15 +33,15 @@ class Durability(StrEnum):
     REPLICATED = "replicated"
 
 
+class RedisSettings(_Section):
+    """Where Redis is, and what it must promise. docs/durability.md compares the modes."""
 
-class GatewaySettings(_Section):
-    """The HTTP gateway."""
-
-    host: str = Field("127.0.0.1", description="address to listen on; a non-loopback one needs api_keys")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; `up` takes the next free one if the default is taken")
-    max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest request body")
-    ping_s: float = Field(15.0, gt=0, description="silence on a stream before a ping comment")
-    reader_buffer_bytes: int = Field(262_144, ge=4096, description="output a slow reader may leave unread before it is cut")
+    url: str | None = Field(
+        None,
+        description="redis://, rediss://, unix:// or redis+sentinel://host:port,host:port/service URL; "
+        "empty: `up` starts a server of its own",
+    )
+    password: SecretStr | None = Field(None, description="password, if the URL carries none")
     durability: Durability = Field(
         Durability.MEMORY, description="what must outlive a failure of Redis: memory, aof, aof-always or replicated"
     )
@@ -53,6 +53,16 @@ class GatewaySettings(_Section):
     def wait_replica_ms(self) -> int:
         """How long a write that was promised waits for a replica; 0: not at all."""
         return self.replica_wait_ms if self.durability is Durability.REPLICATED else 0
+
+
+class GatewaySettings(_Section):
+    """The HTTP gateway."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; a non-loopback one needs api_keys")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; `up` takes the next free one if the default is taken")
+    max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest request body")
+    ping_s: float = Field(15.0, gt=0, description="silence on a stream before a ping comment")
+    reader_buffer_bytes: int = Field(262_144, ge=4096, description="output a slow reader may leave unread before it is cut")
     write_timeout_s: float = Field(15.0, gt=0, description="how long one write to a slow reader may take")
     drain_timeout_s: float = Field(20.0, ge=0, description="how long open streams may go on after SIGTERM")
 
@@ -100,6 +110,14 @@ class WorkerSettings(_Section):
     upstream_url: str | None = Field(None, description="upstream engine: base URL of an OpenAI-compatible server, with /v1")
     upstream_api_key: SecretStr | None = Field(None, description="upstream engine: its API key")
 
+    @field_validator("served_name")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        try:
+            return name and check_model_name(name)
+        except PenstockError as error:
+            raise ValueError(f"it can be no model's name; {error.hint[:1].lower()}{error.hint[1:-1]}") from error
+
 
 class LogSettings(_Section):
     """Logs, always on stderr."""
@@ -111,10 +129,23 @@ class LogSettings(_Section):
 class Settings(_Section):
     """All of Penstock's settings."""
 
-    api_keys: tuple[SecretStr, ...] = Field((), description="keys clients may use as bearer token, comma-separated")
+    api_keys: tuple[SecretStr, ...] = Field(
+        (), description="keys clients may use as bearer token, comma-separated; 8 characters or more"
+    )
     data_dir: Path | None = Field(None, description="where `up` keeps its server's data; default: ~/.local/share/penstock")
     redis: RedisSettings = RedisSettings()
     gateway: GatewaySettings = GatewaySettings()
     queue: QueueSettings = QueueSettings()
     worker: WorkerSettings = WorkerSettings()
     log: LogSettings = LogSettings()
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(keys, 1):
+            text = key.get_secret_value()
+            if len(text) < _LEAST_KEY_CHARACTERS:
+                raise ValueError(f"key {number} is shorter than {_LEAST_KEY_CHARACTERS} characters")
+            if not _KEY.fullmatch(text):
+                raise ValueError(f"key {number} holds something else than printable ASCII, or a space or a comma")
+        return keys

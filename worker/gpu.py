@@ -21,8 +21,13 @@ class Gpus(Protocol):
 
 
 def device_of(gpus: Gpus, device: str) -> GpuStatus | None:
-    """The status of the device an engine runs on ("cuda", "cuda:1", "cpu", "sim A10"); None if it is not one of ours."""
-    if not device.startswith(("cuda", "cpu")):
+    """The status of the device an engine runs on ("cuda", "cuda:1", "cpu", "sim A10"); None if it is not one of ours.
+
+    "cpu" is the host's memory, whatever GPUs stand beside it; "cuda" never is.
+    """
+    if device.startswith("cpu"):
+        return next(iter(HostMemory().devices()), None)
+    if not device.startswith("cuda") or isinstance(gpus, HostMemory):
         return None
     found = gpus.devices()
     _, _, index = device.partition(":")

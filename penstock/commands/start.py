@@ -27,6 +27,7 @@ def add_up(group: Any) -> None:
         example="penstock up\npenstock up --model ./my-model --workers 2 --port 9000\npenstock up --engine sim --ephemeral",
     )
     add_setting(parser, "--model", "worker.model", metavar="MODEL", help="`demo`, a model folder or a hub id (default demo)")
+    add_setting(parser, "--name", "worker.served_name", metavar="NAME", help="the name clients use for the model")
     add_setting(parser, "--engine", "worker.engine", metavar="ENGINE", help="transformers, sim or upstream")
     add_setting(parser, "--device", "worker.device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
     add_setting(
@@ -87,6 +88,7 @@ def run_up(args: argparse.Namespace) -> int:
     loaded = load(settings_flags(args))
     _refuse_missing_engine(loaded.settings)
     _refuse_missing_folder(loaded.settings)
+    _refuse_bad_name(loaded.settings)
     if loaded.settings.gateway.host not in ("127.0.0.1", "localhost"):
         from gateway.auth import check_bind  # costs half a second, so only where it may say no
 
@@ -129,6 +131,7 @@ def _role_settings(args: argparse.Namespace, service: str) -> "Settings":
     if service == "worker":
         _refuse_missing_engine(settings)
         _refuse_missing_folder(settings)
+        _refuse_bad_name(settings)
     import asyncio
 
     from dispatch.checks import wait_until_ready
@@ -155,6 +158,14 @@ def _refuse_missing_folder(settings: "Settings") -> None:
         why = "it has no config.json" if folder.is_dir() else "there is no such folder"
         to_do = "Name a folder made by save_pretrained (config.json, *.safetensors, tokenizer.json), a hub id, or `demo`"
         raise Failure(f"The model folder {folder} cannot be used", why, to_do, USAGE)
+
+
+def _refuse_bad_name(settings: "Settings") -> None:
+    """A name that no client could use is told before anything starts; the engine, which knows best, would refuse it late."""
+    from penstock.console import model_name
+    from worker.engines.naming import served_name
+
+    served_name(settings.worker, model_name(settings))
 
 
 def _count(text: str) -> int:

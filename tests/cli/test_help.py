@@ -88,6 +88,9 @@ def test_python_m_penstock_is_penstock() -> None:
             ["up", "--model", "./no-such-folder"],
             ["model folder no-such-folder cannot be used", "no such folder", "save_pretrained"],
         ),
+        (["worker", "--model", "my model"], ["cannot use 'my model' as a model's name", "letters, digits", "--name"]),
+        (["up", "--engine", "sim", "--model", "{m}"], ["cannot use '{m}' as a model's name", "--name"]),
+        (["worker", "--name", "my model"], ["worker.served_name = 'my model'", "letters, digits"]),
         (["worker", "--model", "./no-such-folder"], ["model folder no-such-folder cannot be used", "no such folder"]),
         (
             ["gateway", "--redis", "redis://127.0.0.1:1/0"],

@@ -58,8 +58,37 @@ def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
 
 
 def test_api_keys_are_comma_separated(tmp_path: Path) -> None:
-    keys = load_settings({}, environment={"PENSTOCK_API_KEYS": "one, two,"}, folder=tmp_path).api_keys
-    assert [key.get_secret_value() for key in keys] == ["one", "two"]
+    keys = load_settings({}, environment={"PENSTOCK_API_KEYS": "first-key, second-key,"}, folder=tmp_path).api_keys
+    assert [key.get_secret_value() for key in keys] == ["first-key", "second-key"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        (",", "shorter than 8"),
+        ("first-key,hunter2", "key 2 is shorter than 8"),
+        ("hunter22\xe9", "printable ASCII"),
+        ("hunter 22", "printable ASCII"),
+        ("hunter22\x00", "printable ASCII"),
+    ],
+)
+def test_a_key_that_guards_nothing_or_cannot_be_sent_is_refused_unshown(keys: str, why: str, tmp_path: Path) -> None:
+    error = refused({}, {"PENSTOCK_API_KEYS": keys}, tmp_path)
+    assert (error.param, why in error.message, "hunter" in str(error)) == ("api_keys", True, False)
+
+
+def test_an_empty_file_of_keys_does_not_open_the_gateway(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("\n")
+    assert refused({}, {"PENSTOCK_API_KEYS_FILE": str(tmp_path / "keys")}, tmp_path).param == "api_keys"
+    (tmp_path / "penstock.toml").write_text('api_keys = ["", "hunter22"]\n')
+    assert refused({}, {}, tmp_path).param == "api_keys"
+
+
+@pytest.mark.parametrize("name", ["my model", "mod\xe8le", "{s0}", "x" * 129, "/models/x"])
+def test_a_name_that_no_client_could_use_is_refused(name: str, tmp_path: Path) -> None:
+    error = refused({"worker.served_name": name}, {}, tmp_path)
+    assert error.param == "worker.served_name"
+    assert "letters, digits" in error.message
 
 
 @pytest.mark.parametrize(("name", "key"), [("REDIS_URL", "redis.url"), ("LOG_LEVEL", "log.level"), ("PORT", "gateway.port")])
@@ -128,9 +157,9 @@ def test_secrets_from_files(tmp_path: Path) -> None:
 
 
 def test_api_keys_from_a_file_one_a_line(tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("one\ntwo\n")
+    (tmp_path / "keys").write_text("first-key\nsecond-key\n")
     keys = load_settings({}, environment={"PENSTOCK_API_KEYS_FILE": str(tmp_path / "keys")}, folder=tmp_path).api_keys
-    assert [key.get_secret_value() for key in keys] == ["one", "two"]
+    assert [key.get_secret_value() for key in keys] == ["first-key", "second-key"]
 
 
 def test_a_secret_twice_is_refused_without_showing_it(tmp_path: Path) -> None:
@@ -168,7 +197,7 @@ def test_what_is_shown_hides_secrets() -> None:
 def test_a_child_loads_exactly_what_its_parent_has(tmp_path: Path) -> None:
     """`up` hands its settings down by the environment: nothing may be lost or changed on the way."""
     flags = {"worker.sim_speed": "inf", "worker.kv_tokens": "4096", "redis.url": "redis://:p%40ss@host:1/0", "data_dir": "/x y"}
-    settings = load_settings(flags, environment={"PENSTOCK_API_KEYS": "one,two"}, folder=tmp_path)
+    settings = load_settings(flags, environment={"PENSTOCK_API_KEYS": "first-key,second-key"}, folder=tmp_path)
     (tmp_path / "penstock.toml").write_text("[gateway]\nport = 1\n")
     (tmp_path / ".env").write_text("PENSTOCK_WORKER__MODEL=other\n")
     assert load_settings({}, environment=as_environment(settings), folder=tmp_path) == settings
@@ -176,13 +205,13 @@ def test_a_child_loads_exactly_what_its_parent_has(tmp_path: Path) -> None:
 
 def test_every_secret_is_known_to_the_mask(tmp_path: Path) -> None:
     environment = {
-        "PENSTOCK_API_KEYS": "key-one,key-two",
+        "PENSTOCK_API_KEYS": "key-no-1,key-no-2",
         "PENSTOCK_WORKER__UPSTREAM_API_KEY": "key-up",
         "REDIS_URL": "redis://:p%40ss@h:1",
     }
     assert set(secrets_of(load_settings({}, environment=environment, folder=tmp_path))) == {
-        "key-one",
-        "key-two",
+        "key-no-1",
+        "key-no-2",
         "key-up",
         "p%40ss",
         "p@ss",

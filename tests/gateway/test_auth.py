@@ -90,7 +90,7 @@ def test_an_open_address_needs_keys(host: str) -> None:
         and refused.value.param == "gateway.host"
         and "PENSTOCK_API_KEYS" in refused.value.hint
     )
-    check_bind(Settings(api_keys=("k",), gateway=GatewaySettings(host=host)))  # type: ignore[arg-type]
+    check_bind(Settings(api_keys=(KEYS[0],), gateway=GatewaySettings(host=host)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])

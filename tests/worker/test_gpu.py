@@ -76,6 +76,14 @@ def test_the_host_stands_in_for_a_gpu() -> None:
     assert find_gpus().devices()
 
 
+def test_a_cpu_engine_is_judged_by_the_hosts_memory_and_a_gpu_engine_never() -> None:
+    gpus = FakeGpus(GpuStatus("GPU-9", "Fake", 2, 1), GpuStatus("GPU-8", "Fake", 4, 3))
+    host = device_of(gpus, "cpu")
+    assert host is not None and host.uuid == "host"
+    assert device_of(gpus, "cuda:1") == gpus.table[1]
+    assert device_of(HostMemory(), "cuda:0") is None  # no driver of ours answers: nothing is known of the GPU
+
+
 def test_a_simulated_device_is_none_of_ours() -> None:
     gpus = FakeGpus(GpuStatus("GPU-9", "Fake", 2, 1))
     assert device_of(gpus, "sim A10") is None

@@ -18,7 +18,7 @@ from worker.engines.base import EngineDead, EngineError, EngineInfo
 from worker.engines.transcript import Transcript
 from worker.engines.transformers import TransformersEngine
 from worker.engines.transformers_batching import PAGE_TOKENS
-from worker.engines.transformers_loading import DEMO_FOLDER
+from worker.engines.transformers_loading import DEMO_FOLDER, locate
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -295,6 +295,26 @@ async def test_any_folder_of_save_pretrained_is_served_under_its_name(tmp_path: 
         assert (await answer(engine, chat("Hello!"))).text.startswith("Hello!")
     finally:
         await engine.close()
+
+
+async def test_a_folder_whose_name_clients_could_not_use_is_refused_at_start(tmp_path: Path) -> None:
+    folder = tmp_path / "my model"
+    shutil.copytree(DEMO_FOLDER, folder)
+    with pytest.raises(PenstockError, match="my model") as refused:
+        await TransformersEngine(WorkerSettings(model=str(folder), device="cpu")).start()
+    assert (refused.value.code, refused.value.param) == ("bad_setting", "worker.served_name")
+    assert "--name" in refused.value.hint
+    assert locate(WorkerSettings(model=str(folder), served_name="ours")) == (str(folder), "ours")
+
+
+async def test_an_engine_names_the_device_it_runs_on_as_cuda_numbers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from worker.engines import transformers, transformers_batching
+
+    monkeypatch.setattr(transformers, "pick_device", lambda _: torch.device("cuda", 1))
+    monkeypatch.setattr(transformers, "load", lambda *_: None)
+    monkeypatch.setattr(transformers_batching, "make_manager", lambda *_: None)
+    assert TransformersEngine(WorkerSettings())._load()[1] == "cuda:1"
 
 
 async def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:

@@ -197,6 +197,12 @@ async def test_start_reads_the_context_from_the_list() -> None:
     assert server.heard == []
 
 
+def test_an_upstream_model_needs_a_name_that_clients_can_use() -> None:
+    with pytest.raises(PenstockError) as refused:
+        engine_at("http://127.0.0.1:1/v1", model="my model")
+    assert (refused.value.code, refused.value.param) == ("bad_setting", "worker.served_name")
+
+
 async def test_a_model_that_is_not_listed_may_still_answer() -> None:
     async with talking(says("x"), models=[], models_status=500) as (server, engine):
         info = await engine.start()

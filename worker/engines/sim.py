@@ -19,6 +19,7 @@ from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.settings import WorkerSettings
 from worker.engines import sim_faults
 from worker.engines.base import Chunk, Cost, EngineError, EngineInfo
+from worker.engines.naming import served_name
 from worker.engines.sim_faults import Fault
 from worker.engines.sim_gpus import KV_BYTES_PER_TOKEN, PAGE_TOKENS, SIM_GPUS
 from worker.engines.sim_text import Voice
@@ -74,6 +75,7 @@ class SimEngine:
             )
         self.progress = "starting"
         self._settings = settings
+        self._name = served_name(settings, settings.model)
         self._gpu = SIM_GPUS[settings.sim_gpu]
         self._speed = settings.sim_speed
         self._kv_tokens = settings.kv_tokens or self._gpu.kv_tokens
@@ -86,7 +88,7 @@ class SimEngine:
     async def start(self) -> EngineInfo:
         self.progress = ""
         card = ModelCard(
-            name=self._settings.served_name or self._settings.model,
+            name=self._name,
             engine="sim",
             context_tokens=CONTEXT_TOKENS,
             kv_bytes_per_token=KV_BYTES_PER_TOKEN,

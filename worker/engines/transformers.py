@@ -60,7 +60,7 @@ class TransformersEngine:
         self._limit_tokens = 0
 
     async def start(self) -> EngineInfo:
-        locate(self._settings.model)  # a missing folder is known before seconds of imports
+        locate(self._settings)  # a missing folder is known before seconds of imports
         loaded, device = await asyncio.to_thread(self._load)
         from worker.engines.transformers_batching import PAGE_TOKENS, batch_tokens, capacity_tokens, slots_of
 
@@ -184,7 +184,7 @@ class TransformersEngine:
         loaded = load(self._settings, device, self._tell)
         self._tell("making the KV cache")
         self._manager = make_manager(self._settings, loaded, device.type)
-        return loaded, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        return loaded, str(device)
 
     def _tell(self, what: str) -> None:
         self.progress = what

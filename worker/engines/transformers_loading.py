@@ -14,6 +14,7 @@ from typing import Any
 from dispatch.errors import PenstockError
 from dispatch.messages import TokenizerFiles
 from dispatch.settings import WorkerSettings
+from worker.engines.naming import served_name
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "models" / "demo"
@@ -35,8 +36,13 @@ class LoadedModel:
     """temperature, top_p, top_k, as far as the model's generation_config names them."""
 
 
-def locate(model: str) -> tuple[str, str]:
+def locate(settings: WorkerSettings) -> tuple[str, str]:
     """(what the library loads, the name it is served by): the demo, a folder, or a hub id."""
+    place, name = _found(settings.model)
+    return place, served_name(settings, name)
+
+
+def _found(model: str) -> tuple[str, str]:
     if model == DEMO:
         return str(DEMO_FOLDER), DEMO
     folder = Path(model).expanduser()
@@ -71,7 +77,7 @@ def pick_device(wanted: str) -> Any:
 
 def load(settings: WorkerSettings, device: Any, tell: Callable[[str], None]) -> LoadedModel:
     """Load weights and tokenizer; blocks, minutes for a large model. `tell` hears how far it is."""
-    place, name = locate(settings.model)
+    place, name = locate(settings)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -97,7 +103,7 @@ def load(settings: WorkerSettings, device: Any, tell: Callable[[str], None]) -> 
     return LoadedModel(
         model=model.eval(),
         tokenizer=tokenizer,
-        name=settings.served_name or name,
+        name=name,
         files=_files(model, tokenizer),
         context_tokens=_context_tokens(text, tokenizer),
         kv_bytes_per_token=_kv_bytes_per_token(text, model.dtype.itemsize),

@@ -17,6 +17,7 @@ from dispatch.messages import FinishReason, InferenceRequest, InputKind, ModelCa
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.settings import WorkerSettings
 from worker.engines.base import Chunk, Cost, EngineError, EngineInfo
+from worker.engines.naming import served_name
 from worker.engines.sse import SseParser
 
 _PATHS: Mapping[InputKind, str] = {InputKind.CHAT: "/chat/completions", InputKind.COMPLETION: "/completions"}
@@ -50,7 +51,7 @@ class UpstreamEngine:
         self.progress = "starting"
         self._url = url.rstrip("/")
         self._model = settings.model
-        self._served_name = settings.served_name or settings.model
+        self._served_name = served_name(settings, settings.model)
         self._slots = settings.slots or _SLOTS
         self._limit_tokens = settings.kv_tokens or _LIMIT_TOKENS
         self._wait_s = wait_s
