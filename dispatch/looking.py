@@ -82,6 +82,10 @@ class Looking:
                     yield letter
             upper = f"({page[-1][0].decode()}"
 
+    async def held(self, worker: str) -> list[str]:
+        """What an incarnation of a worker holds."""
+        return [i.decode() for i in await self._redis.hkeys(self._keys.held(worker))]
+
     async def list_requests(self, *, before_ms: int | None = None) -> AsyncIterator[m.RequestRecord]:
         """Newest first; `before_ms` goes on from there (exclusive)."""
         upper: Any = "+inf" if before_ms is None else f"({before_ms}"

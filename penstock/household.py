@@ -6,16 +6,21 @@ Never here: signals and the command's end (up.py), what a process is (autoscaler
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from autoscaler.launchers.aftermath import Aftermath
 from autoscaler.launchers.base import Exit, Restarts
 from autoscaler.launchers.local import LocalLauncher, LocalProcesses, role_environment
 from dispatch.checks import ServerFacts, wait_until_ready
 from dispatch.configuration import mask_url
+from dispatch.fleet import Fleet
+from dispatch.queue import Queue
+from dispatch.redis_client import connect
 from dispatch.settings import Settings
+from dispatch.tasks import cancelled
 from penstock import console
 from penstock.failures import Failure
 from penstock.probes import WorkerNews, announce_workers, base_url, until_gateway_ready
@@ -57,7 +62,7 @@ class Household:
         self._restarts: dict[str, Restarts] = {}
         self._given_up: set[str] = set()
         self._news = WorkerNews()
-        self._restarting: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Server, then gateway, then workers: each needs the ones before. Raises Failure, PenstockError."""
@@ -79,17 +84,21 @@ class Household:
         url = self._settings.redis.url
         assert url is not None
         telling = asyncio.create_task(announce_workers(url, self._pids, self._news), name="announce workers")
+        redis = connect(url, max_connections=2)
+        aftermath = Aftermath(Queue(redis, self._settings.queue.rules()), Fleet(redis))
         try:
             async for end in self._processes.exits():
+                if end.name in self._workers:
+                    self._spawn(_move_on(aftermath, end), f"move on what {end.name} held")
                 if self._pids.get(end.name) == end.pid:
                     self._mend(end)
         finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            await cancelled(telling)
+            await redis.aclose()
 
     async def stop(self, at_once: asyncio.Event) -> None:
         """Workers drain, then the gateway's streams end, the server goes last; with `at_once` nothing is waited for."""
-        for task in self._restarting:
+        for task in self._tasks:
             task.cancel()
         hurry = asyncio.create_task(self._hurry(at_once))
         settings = self._settings
@@ -180,9 +189,7 @@ class Household:
         hopeless = end.name in self._workers and end.code > 0 and end.name not in self._news.ready
         if delay_s is not None and not hopeless:
             console.event(f"{end}; starting it again in {delay_s:g} s")
-            task = asyncio.create_task(self._start_later(end.name, delay_s), name=f"restart {end.name}")
-            self._restarting.add(task)
-            task.add_done_callback(self._restarting.discard)
+            self._spawn(self._start_later(end.name, delay_s), f"restart {end.name}")
             return
         self._given_up.add(end.name)
         failure = self._last_words(f"{end}, and starting it again does not help", end.name)
@@ -196,6 +203,11 @@ class Household:
         await asyncio.sleep(delay_s)
         await self._start(name)
 
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _last_words(self, what: str, name: str) -> Failure:
         """A child of ours ends with three lines of its own; anything else is shown as it stands."""
         lines = self._processes.tail(name)
@@ -208,6 +220,12 @@ class Household:
         await at_once.wait()
         for name in (*self._workers, _GATEWAY):
             self._processes.kill(name)
+
+
+async def _move_on(aftermath: Aftermath, end: Exit) -> None:
+    moved = await aftermath.of(end)
+    if moved:
+        console.event(f"{moved} request{'s' if moved > 1 else ''} of {end.name} moved on")
 
 
 def _with(settings: Settings, section: str, **values: object) -> Settings:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
@@ -57,10 +56,3 @@ async def last_try(call: Callable[[], Awaitable[object]]) -> None:
                     return
                 except STORE_FAULT:
                     await asyncio.sleep(0.1)
-
-
-async def cancelled(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel them and wait until they are over."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

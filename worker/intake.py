@@ -11,6 +11,7 @@ from dispatch.faults import STORE_FAULT
 from dispatch.messages import Grant, Stop
 from dispatch.queue import Queue
 from dispatch.redis_client import BLOCK_MS
+from dispatch.tasks import cancelled
 from worker.execution import Execution
 from worker.heartbeat import Complaint
 from worker.held import Held
@@ -68,9 +69,7 @@ class Intake:
 
     async def close(self) -> None:
         """Break off what is still at work."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
 
     def _hear(self, word: Grant | Stop, life: Life) -> None:
         execution = self._held.find(word.request, word.attempt)

@@ -16,8 +16,9 @@ from dispatch.messages import Heartbeat, Offer
 from dispatch.queue import Queue
 from dispatch.settings import Settings
 from dispatch.states import WorkerState
+from dispatch.tasks import cancelled
 from worker.admission import needed, offer
-from worker.burial import LAST_TRY_S, abandon, cancelled, last_try, suspects_of
+from worker.burial import LAST_TRY_S, abandon, last_try, suspects_of
 from worker.engine_room import EngineRoom, NoEngine
 from worker.engines.base import Engine
 from worker.gpu import Gpus
@@ -183,7 +184,7 @@ class Worker:
         for execution in self._held:
             execution.stop("this incarnation was abandoned")
         if self._listening is not None and self._life is not None:
-            self._listening.cancel()  # it waits at the old id's inbox
+            self._spawn(cancelled(self._listening))  # it waits at the old id's inbox
             self._listening = asyncio.create_task(self._intake.listen(self.id, self._life))
         self._spawn(last_try(lambda: self._fleet.leave(old)))
 

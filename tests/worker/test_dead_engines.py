@@ -13,7 +13,7 @@ from dispatch.fleet import Fleet
 from dispatch.messages import Heartbeat, InferenceRequest
 from dispatch.queue import Queue
 from dispatch.rules import QueueRules
-from dispatch.states import RequestState, WorkerState
+from dispatch.states import ENDINGS, RequestState, WorkerState
 from tests.worker.conftest import Client, until
 from tests.worker.test_worker import expected, failing, settings_of, working
 from worker.engines.base import Chunk, EngineDead, EngineInfo
@@ -97,6 +97,40 @@ async def test_a_hung_engine_is_killed_and_its_request_moves_on(server_url: str,
     assert (await client.answer(request))[:2] == expected("patience", 100)
     record = await client.queue.record(request)
     assert record is not None and (record.charged, record.crashes, record.attempt) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("word", ["[[crash]]", "[[hang]]"])
+async def test_the_culprit_is_dead_at_its_second_crash_and_those_beside_it_complete(
+    word: str, server_url: str, rules: QueueRules, client: Client
+) -> None:
+    async with working(server_url, rules, hang_s=0.8, **BREAKABLE) as worker:
+        most_beside = 0
+
+        async def look() -> bool:
+            nonlocal most_beside
+            records = [await client.queue.record(r) for r in [culprit, *beside]]
+            suspects = {r.id for r in records if r is not None and r.crashes}
+            held = await client.queue.held(worker.id)  # in one look, and after: a suspect stays one
+            if suspects.intersection(held):
+                most_beside = max(most_beside, len(held))
+            await client.queue.sweep()
+            return all(r is not None and r.state in ENDINGS for r in records)
+
+        beside = {await client.ask(f"beside {i}", 150): f"beside {i}" for i in range(3)}
+        for request in beside:
+            await client.wrote(request, 3)
+        culprit = await client.ask(f"die {word}", 25, max_attempts=9)
+        await until(look, 30)
+        assert most_beside == 1  # a suspect runs alone
+        for request, prompt in beside.items():
+            assert await client.state(request) is RequestState.COMPLETED
+            assert (await client.answer(request))[:2] == expected(prompt, 150)
+        record = await client.queue.record(culprit)
+        assert record is not None and (record.state, record.crashes, record.charged) == (RequestState.FAILED, 2, 2)
+        error = (await client.answer(culprit))[2]["error"]
+        assert error["code"] == "engine_crashed" and error["dead"]
+        following = await client.ask("after", 5)
+        assert await client.ended(following) is RequestState.COMPLETED
 
 
 async def test_out_of_memory_is_the_requests_own_affair(server_url: str, rules: QueueRules, client: Client) -> None:
