@@ -132,11 +132,18 @@ class ClusterView:
         age = GaugeMetricFamily("penstock_worker_heartbeat_age_seconds", "Since a worker's last beat", labels=["worker"])
         weight = GaugeMetricFamily("penstock_worker_pull_weight", "Measured speed a worker pulls with", labels=["worker"])
         slots = GaugeMetricFamily("penstock_worker_slots", "Requests a worker takes at once", labels=["worker"])
+        probe_ok = GaugeMetricFamily("penstock_worker_probe_ok", "Whether the engine's last probe went well", labels=["worker"])
+        probe_age = GaugeMetricFamily("penstock_worker_probe_age_seconds", "Since the engine's last probe", labels=["worker"])
+        probe_took = GaugeMetricFamily("penstock_worker_probe_seconds", "How long the last probe took", labels=["worker"])
         for worker in self.workers:
             age.add_metric([worker.id], max(0, self.now_ms - worker.beat_at_ms) / 1000)
             weight.add_metric([worker.id], worker.weight)
             slots.add_metric([worker.id], worker.slots)
-        yield from (by_state, age, weight, slots)
+            if worker.probe is not None:
+                probe_ok.add_metric([worker.id], float(worker.probe.ok))
+                probe_age.add_metric([worker.id], max(0, self.now_ms - worker.probe.at_ms) / 1000)
+                probe_took.add_metric([worker.id], worker.probe.took_s)
+        yield from (by_state, age, weight, slots, probe_ok, probe_age, probe_took)
 
 
 def exposition(own: GatewayMetrics, view: ClusterView) -> bytes:

@@ -199,9 +199,17 @@ def worker_document(beat: Heartbeat, now_ms: int) -> dict[str, Any]:
         "slots": beat.slots,
         "weight": beat.weight,
         "tokens_per_s": beat.tokens_per_s,
+        "probe": _probe_document(beat, now_ms),
         "started_at_ms": beat.started_at_ms,
         "heartbeat_age_ms": max(0, now_ms - beat.beat_at_ms),
     }
+
+
+def _probe_document(beat: Heartbeat, now_ms: int) -> dict[str, Any] | None:
+    probe = beat.probe
+    if probe is None:
+        return None
+    return {"ok": probe.ok, "age_ms": max(0, now_ms - probe.at_ms), "took_ms": round(probe.took_s * 1000)}
 
 
 def is_ended(state: RequestState) -> bool:

@@ -59,6 +59,7 @@ def _ps(args: argparse.Namespace) -> int:
         ("gpu", lambda w: (w.get("gpu") or {}).get("name")),
         ("free", lambda w: size((w.get("gpu") or {}).get("free_bytes"))),
         ("running", lambda w: w.get("running")),
+        ("probe", _probe),
         ("seen", lambda w: span(w["heartbeat_age_ms"] / 1000)),
     )
     show(
@@ -71,7 +72,13 @@ def _ps(args: argparse.Namespace) -> int:
 
 
 def _state(worker: Row) -> str:
-    return f"{worker.get('state')} {worker.get('progress') or ''}".strip()
+    """Of a worker in trouble the reason, too."""
+    return f"{worker.get('state')} {worker.get('progress') or worker.get('error') or ''}".strip()
+
+
+def _probe(worker: Row) -> str:
+    probe = worker.get("probe")
+    return f"{'ok' if probe['ok'] else 'FAILED'} {span(probe['age_ms'] / 1000)} ago" if probe else "-"
 
 
 def _queues(args: argparse.Namespace) -> int:

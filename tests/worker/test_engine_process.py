@@ -68,6 +68,29 @@ def is_there(pid: int) -> bool:
         return False
 
 
+async def test_its_canary_says_the_same_tokens_each_time_and_its_steps_are_bounded(
+    started: tuple[ProcessEngine, EngineInfo, list[str]],
+) -> None:
+    engine, info, _ = started
+    said = await engine.canary()
+    assert len(said) == 8 and [await engine.canary() for _ in range(2)] == [said] * 2
+    assert 0 < info.longest_step_s < 60
+
+
+async def test_a_killed_engine_was_ended_from_outside_and_a_crashed_one_was_not() -> None:
+    for number, own_fault in ((signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGSEGV, True), (signal.SIGABRT, True)):
+        engine = sim()
+        await engine.start()
+        assert engine.pid is not None
+        os.kill(engine.pid, number)
+        with pytest.raises(EngineDead) as dead:
+            while True:
+                engine.steps()
+                await asyncio.sleep(0.01)
+        assert dead.value.own_fault is own_fault
+        await engine.close()
+
+
 async def test_it_loads_in_its_own_process_and_says_how_far_it_is(started: tuple[ProcessEngine, EngineInfo, list[str]]) -> None:
     engine, info, said = started
     assert engine.pid not in (None, os.getpid())
