@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -27,6 +27,7 @@ from dispatch.metrics import GatewayMetrics
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
 from dispatch.settings import Settings
+from dispatch.tasks import cancelled
 from gateway.auth import Keys
 from gateway.context import Cards, Gateway
 from gateway.problems import for_status, is_our_fault, problem
@@ -89,7 +90,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         feed.close_all()
         await feed.settle()
-        await stop_tasks(tasks)
+        await cancelled(*tasks)
         for client in (watching, blocking, redis):
             await client.aclose()
         log.info("Stopped the gateway", extra={"gateway": feed.gateway})
@@ -119,15 +120,6 @@ async def _for_ever(name: str, role: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             log.exception("A background role failed", extra={"role": name})
         await asyncio.sleep(_AGAIN_S)
-
-
-async def stop_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel until they are done: redis-py sends with asyncio.wait_for, which in Python 3.11 can swallow a cancel."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=0.5)
 
 
 def redis_url(settings: Settings) -> str:

@@ -98,15 +98,14 @@ class Household:
 
     async def stop(self, at_once: asyncio.Event) -> None:
         """Workers drain, then the gateway's streams end, the server goes last; with `at_once` nothing is waited for."""
-        for task in self._tasks:
-            task.cancel()
+        await cancelled(*self._tasks)
         hurry = asyncio.create_task(self._hurry(at_once))
         settings = self._settings
         running = [name for name in self._workers if self._processes.alive(name)]
         await asyncio.gather(*(self._launcher.retire(n, drain_timeout_s=settings.worker.drain_timeout_s) for n in running))
         await self._processes.stop(_GATEWAY, timeout_s=settings.gateway.drain_timeout_s + 3)
         await self._processes.stop(_SERVER, timeout_s=_SERVER_STOP_S)
-        hurry.cancel()
+        await cancelled(hurry)
 
     # ---- starting
 
@@ -175,9 +174,7 @@ class Household:
                 return waiting.result()
             raise self._last_words(f"The {name} did not start", name)
         finally:
-            for task in (waiting, ended):
-                task.cancel()
-            await asyncio.gather(waiting, ended, return_exceptions=True)
+            await cancelled(waiting, ended)
 
     # ---- watching
 

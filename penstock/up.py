@@ -4,6 +4,7 @@ import asyncio
 import signal
 from contextlib import suppress
 
+from dispatch.tasks import cancelled
 from penstock import console
 from penstock.failures import OK
 from penstock.folders import data_folder, prepare_logs
@@ -31,10 +32,7 @@ async def _live(household: Household) -> int:
             living.result()
         return OK
     finally:
-        living.cancel()
-        stopping.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await living
+        await cancelled(living, stopping)
         await household.stop(at_once)
 
 

@@ -15,7 +15,8 @@ from dispatch.fleet import Fleet
 from dispatch.queue import Queue
 from dispatch.settings import GatewaySettings, QueueSettings, RedisSettings, Settings
 from dispatch.states import RequestState, WorkerState
-from gateway.app import build, stop_tasks
+from dispatch.tasks import cancelled
+from gateway.app import build
 from gateway.context import Gateway
 from gateway.serve import GatewayServer, bind
 
@@ -155,7 +156,7 @@ async def working(worker: FakeWorker) -> AsyncIterator[FakeWorker]:
         await until(lambda: worker.fleet.card(worker.model))
         yield worker
     finally:
-        await stop_tasks([task, *worker.tasks.values()])
+        await cancelled(task, *worker.tasks.values())
 
 
 class Tap:

@@ -130,6 +130,13 @@ async def test_the_process_starts_without_redis_and_ends_on_sigterm(redis: objec
             process.stderr.close()
 
 
+async def answers(client: httpx2.AsyncClient) -> bool:
+    try:
+        return (await client.get("/livez")).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
 async def test_a_killed_gateways_stream_is_resumed_elsewhere(
     redis: object, server_url: str, gateway: Running, worker: FakeWorker
 ) -> None:
@@ -154,6 +161,7 @@ async def test_a_killed_gateways_stream_is_resumed_elsewhere(
         port = int(await asyncio.to_thread(process.stdout.readline))
         request, seen = "", []
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            await until(lambda: answers(client), 20)  # the port is known before anybody listens there
             with pytest.raises(httpx2.TransportError):
                 async with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as response:
                     request = response.headers["x-penstock-request"]
