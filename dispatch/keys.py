@@ -4,10 +4,12 @@ Keys in a shard carry its tag, so that one script sees them all on one node. The
 the tag (`scripts/lib/ground.lua`); a test holds both equal. A client's words never become a key unless checked here.
 
 key                                type    holds                                        TTL            written / read by
-{s}:queue:<model>:<priority>       stream  the waiting: `id`, `cost`                    none (a line)  enqueue, sweep / meet
+{s}:queue:<model>:<priority>       stream  the waiting: `id`, `cost`, `at` (ms)         none (a line)  enqueue, sweep / meet
 {s}:queue:<model>:<priority>:front stream  those given back, read before the others     none (a line)  release, sweep / meet
+{s}:queue:<model>:<priority>:alone stream  suspects of a crash, who run alone           none (a line)  abandon, sweep / meet
 {s}:sizes:<model>:<priority>[..]   zset    entry id -> cost of that line                none (a line)  with its line / meet
 {s}:parked:<model>                 zset    worker -> score, lowest is next              lease-bound    park, meet / meet
+{s}:rooms:<model>                  zset    parked worker -> its room                     lease-bound    with parked / meet
 {s}:leases:<model>                 set     ids of requests under a lease                none (a model) meet, endings / stats
 {s}:worker:<id>                    hash    limit, slots, weight, used, held, seen, ...  1 h            park, meet / meet
 {s}:held:<worker>                  hash    request id -> cost of what it holds          1 h            meet, endings / renew, park
@@ -16,20 +18,21 @@ key                                type    holds                                
 {s}:request:<id>                   hash    state and story, see RequestRecord           deadline+, then retention
 {s}:input:<id>                     string  what to compute                              until completed, else as the output
 {s}:output:<id>                    stream  the log, entry id `<seq>-<attempt>`          as the request
-{s}:tombstone:<id>                 string  the ending's state                           retention + 24 h
+{s}:tombstone:<id>                 string  `<ending> <tenant>`                          retention + 24 h
 {s}:feed:<gateway>                 stream  entries for that gateway's readers           reader lease x 2
 {s}:gateway:<id>                   string  when that gateway was last seen, ms          reader lease x 2
 {s}:idempotency:<tenant>:<sha256>  string  `<request id> <body hash>`                   24 h
 {s}:requests                       zset    request id -> created, ms (for lists)        swept
+{s}:expiries                       zset    request id -> when it is forgotten, ms       swept          all / sweep
 {s}:dead                           stream  dead letters                                 7 days
 {s}:stats:<model>                  hash    counters of endings and tokens               none (a model)
 {s}:paused                         set     models whose lines are paused                none
 {s}:swept                          string  when the last sweep was, ms                  1 day
 {s}:amnesty                        string  no lease ends before this, ms                lease + 60 s   sweep / sweep
+{s}:waited                         string  written before each WAIT, so that it covers all   60 s      batching / nobody
 worker:<id>                        string  Heartbeat, JSON                              heartbeat TTL  worker / fleet
 workers                            zset    worker id -> last beat, ms                   swept by readers
 model:<name>                       string  ModelCard, JSON                              none (a model)
-{s}:waited                         string  written before each WAIT, so that it covers all   60 s      batching / nobody
 models                             set     names of model cards                         none
 tokenizer:<sha256>                 string  TokenizerFiles, JSON                         none (a model)
 """
@@ -75,14 +78,27 @@ class ShardKeys:
     def queue_front(self, model: str, priority: Priority) -> str:
         return f"{self._tag}queue:{model}:{priority}:front"
 
+    def queue_alone(self, model: str, priority: Priority) -> str:
+        return f"{self._tag}queue:{model}:{priority}:alone"
+
+    def lines(self, model: str, priority: Priority) -> tuple[str, str, str]:
+        """All that waits with one priority, in the order in which it is looked at."""
+        return self.queue_alone(model, priority), self.queue_front(model, priority), self.queue(model, priority)
+
     def sizes(self, model: str, priority: Priority) -> str:
         return f"{self._tag}sizes:{model}:{priority}"
 
     def sizes_front(self, model: str, priority: Priority) -> str:
         return f"{self._tag}sizes:{model}:{priority}:front"
 
+    def sizes_alone(self, model: str, priority: Priority) -> str:
+        return f"{self._tag}sizes:{model}:{priority}:alone"
+
     def parked(self, model: str) -> str:
         return f"{self._tag}parked:{model}"
+
+    def rooms(self, model: str) -> str:
+        return f"{self._tag}rooms:{model}"
 
     def worker(self, worker: str) -> str:
         return f"{self._tag}worker:{worker}"
@@ -126,6 +142,10 @@ class ShardKeys:
         return f"{self._tag}requests"
 
     @property
+    def expiries(self) -> str:
+        return f"{self._tag}expiries"
+
+    @property
     def dead(self) -> str:
         return f"{self._tag}dead"
 
@@ -143,6 +163,10 @@ class ShardKeys:
     @property
     def amnesty(self) -> str:
         return f"{self._tag}amnesty"
+
+    @property
+    def waited(self) -> str:
+        return f"{self._tag}waited"
 
 
 WORKERS = "workers"
@@ -162,7 +186,3 @@ def model_card(name: str) -> str:
 def tokenizer(sha256: str) -> str:
     """The key of stored tokenizer files."""
     return f"tokenizer:{sha256}"
-    @property
-    def waited(self) -> str:
-        return f"{self._tag}waited"
-

@@ -6,6 +6,7 @@ Never here: a write. What is read is read strictly; a record that cannot be read
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
+import msgspec
 from redis.asyncio import Redis
 
 from dispatch import messages as m
@@ -37,10 +38,13 @@ class Looking:
         stored = await self._batched.execute("GET", self._keys.input(request))
         return None if stored is None else m.decode(stored, m.InferenceRequest, self._keys.input(request))
 
-    async def tombstone(self, request: str) -> RequestState | None:
-        """How a request ended that is no longer kept, or None."""
-        state = await self._batched.execute("GET", self._keys.tombstone(request))
-        return RequestState(state.decode()) if state else None
+    async def tombstone(self, request: str) -> m.Tombstone | None:
+        """How a request ended that may no longer be kept, and whose it was; None if there is no memory of it."""
+        stored = await self._batched.execute("GET", self._keys.tombstone(request))
+        if stored is None:
+            return None
+        state, _, tenant = stored.decode().partition(" ")
+        return m.Tombstone(RequestState(state), tenant)
 
     async def output(self, request: str) -> list[m.LogEntry]:
         """The whole log so far."""
@@ -180,8 +184,11 @@ def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> m.RequestR
             ended_at_ms=number("ended_at"),
             not_before_ms=number("not_before"),
             max_attempts=number("max_attempts"),
+            granted_at_ms=number("granted_at"),
+            attempt_begun_at_ms=number("attempt_begun_at"),
+            story=tuple(msgspec.json.decode(line, type=m.Attempt) for line in text("story").splitlines()),
         )
-    except ValueError as error:
+    except (ValueError, msgspec.MsgspecError) as error:
         raise PenstockError(
             "bad_record",
             f"{key} cannot be read: {error}.",

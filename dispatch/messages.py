@@ -198,22 +198,33 @@ class WriteStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """The answer to a renew: leases no longer ours, and requests Redis thinks we run but that were not named."""
+    """The answer to a renew: leases no longer ours as (request, attempt), and what Redis thinks we run but was not named."""
 
-    lost: tuple[str, ...]
+    lost: tuple[tuple[str, int], ...]
     unknown: tuple[Grant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is left of a request whose output is no longer kept."""
+
+    state: RequestState
+    tenant: str
 
 
 class EntryKind(StrEnum):
     """What an entry of an output log is."""
 
     CHUNK = "chunk"
+    NOTE = "note"
     END = "end"
 
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
     """One entry of a request's output log. `data` is JSON bytes exactly as stored; `chain` 16 hex of the hash chain.
+
+    A note tells that a later attempt goes on from here: `{"attempt": int, "worker": str}`.
 
     A chunk's data: `{"text": str, "tokens": [int, ...]}` or `{"output": any}`. An end's data:
     `{"state": ending, "attempts": int, "finish_reason"?: str, "usage"?: {...}, "error"?: {"code", "message"}}`.
@@ -252,6 +263,22 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt that did not end its request: who had it from when to when (ms; 0 = it never began), and why it was over.
+
+    `seq` is how far the output had come.
+    """
+
+    attempt: int
+    worker: str
+    granted_at: int
+    begun_at: int
+    left_at: int
+    seq: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRecord:
     """A request's stored hash, read back. Times are milliseconds since the epoch by Redis's clock; 0 = not yet."""
 
@@ -277,6 +304,9 @@ class RequestRecord:
     ended_at_ms: int
     not_before_ms: int
     max_attempts: int
+    granted_at_ms: int = 0
+    attempt_begun_at_ms: int = 0
+    story: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,7 @@ class Queue(Looking):
         named: tuple[str | int, ...] = tuple(v for g in grants for v in (g.request, g.attempt, g.nonce))
         lost, unknown = await self._run("renew", named, worker=worker)
         return m.Renewed(
-            tuple(i.decode() for i in lost),
+            tuple((lost[i].decode(), lost[i + 1]) for i in range(0, len(lost), 2)),
             tuple(
                 m.Grant(unknown[i].decode(), worker, unknown[i + 1], unknown[i + 2].decode(), unknown[i + 3])
                 for i in range(0, len(unknown), 4)

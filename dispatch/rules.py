@@ -32,5 +32,9 @@ class QueueRules:
     backoff_max_ms: int = 30_000
     crash_limit: int = 2
     """A request that was suspect in this many crashes is dead."""
+    ageing_ms: int = 30_000
+    """This much longer waiting outweighs one priority."""
+    story_bytes: int = 4_096
+    """How much is kept of what became of a request's earlier attempts."""
     feed_cap: int = 50_000
     """Entries in a gateway's feed before it is cut and the gateway attaches anew."""

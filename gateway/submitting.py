@@ -199,7 +199,8 @@ async def owned_record(gateway: Gateway, request: str, tenant: str) -> RequestRe
         raise not_found(request)
     record = await gateway.queue.record(request)
     if record is None:
-        if await gateway.queue.tombstone(request) is not None:
+        stone = await gateway.queue.tombstone(request)
+        if stone is not None and stone.tenant == tenant:
             raise expired(request)
         raise not_found(request)
     if record.tenant != tenant:

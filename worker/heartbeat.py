@@ -162,7 +162,7 @@ class Heart:
         lost = set(renewed.lost)
         for grant in named:
             execution = self._held.find(grant.request, grant.attempt)
-            if grant.request in lost and execution is not None:
+            if (grant.request, grant.attempt) in lost and execution is not None:
                 execution.stop("its lease was lost")
         for grant in renewed.unknown:
             # Begun while the renewal was on its way, or else a begin of ours whose reply was lost for good.

@@ -10,13 +10,13 @@ for _, id in ipairs(rest) do suspects[id] = 1 end
 local model = redis.call('HGET', k_worker(worker), 'model')
 redis.call('HSET', k_worker(worker), 'barred', evidence)
 redis.call('PEXPIRE', k_worker(worker), WORKER_TTL_MS)
-if model then redis.call('ZREM', k_parked(model), worker) end
+if model then unpark(model, worker) end
 local moved = 0
 for _, id in ipairs(redis.call('HKEYS', k_held(worker))) do
   local r = read_request(id)
   if r and is_held(r) and r.worker == worker then
     local message = 'worker ' .. worker .. ': ' .. evidence
-    if r.state == 'granted' then give_back(r) else charge(r, suspects[id] or 0, 0, 'engine_crashed', message) end
+    if r.state == 'granted' then give_back(r, message) else charge(r, suspects[id] or 0, 0, 'engine_crashed', message) end
     moved = moved + 1
   else
     redis.call('HDEL', k_held(worker), id)

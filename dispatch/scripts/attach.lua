@@ -2,18 +2,19 @@
 -- attach: a gateway becomes a reader and gets the log after what it has, in one step: no gap.
 -- use: ground log
 -- args: now id gateway after_seq after_chain
--- returns {status, state, live, seq, entries}: ok | missing | gone | rewind
+-- returns {status, state, live, entries}: ok | missing | gone | rewind
 local r = read_request(id)
 if not r then
-  local ended = redis.call('GET', k_tombstone(id))
+  local ended = tombstone(id)
   if ended then return {'gone', ended, 0, {}} end
   return {'missing', 'expired', 0, {}}
 end
 local live = r.ended_at == 0 and 1 or 0
 if r.seq > 0 and redis.call('EXISTS', k_output(id)) == 0 then return {'gone', r.state, live, {}} end
 local status, after = 'ok', tonumber(after_seq)
+local function seq_id(seq) return string.format('%.0f', seq) end
 if after > 0 and after_chain ~= '' then
-  local found = redis.call('XRANGE', k_output(id), after .. '-0', after .. '-9007199254740991')
+  local found = redis.call('XRANGE', k_output(id), seq_id(after) .. '-0', seq_id(after) .. '-9007199254740991')
   local chain = nil
   if #found == 1 then
     for i = 1, #found[1][2], 2 do if found[1][2][i] == 'h' then chain = found[1][2][i + 1] end end
@@ -37,4 +38,4 @@ if live == 1 and gateway ~= '' then
   redis.call('HSET', k_request(id), 'reader_look', r.reader_look)
   set_timer(r)
 end
-return {status, r.state, live, redis.call('XRANGE', k_output(id), (after + 1) .. '-0', '+')}
+return {status, r.state, live, redis.call('XRANGE', k_output(id), seq_id(after + 1) .. '-0', '+')}

@@ -4,7 +4,7 @@
 -- args: now salt id message
 -- returns state, or nothing if unknown
 local r = read_request(id)
-if not r then return redis.call('GET', k_tombstone(id)) end
+if not r then return tombstone(id) end
 if r.ended_at > 0 then
   redis.call('HSET', k_request(id), 'ended_at', r.ended_at)
   return r.state

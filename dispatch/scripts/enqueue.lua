@@ -3,7 +3,7 @@
 -- use: ground line log meet
 -- args: now salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of
 -- returns {status, id, state, position, backlog}: ok | replay | mismatch | full
-local known = redis.call('HGET', k_request(id), 'state') or redis.call('GET', k_tombstone(id))
+local known = redis.call('HGET', k_request(id), 'state') or tombstone(id)
 if known then return {'ok', id, known, 0, backlog(model)} end
 
 local k_idempotency = TAG .. 'idempotency:' .. tenant .. ':' .. idempotency
@@ -12,7 +12,7 @@ if idempotency ~= '' then
   if first then
     local first_id, first_hash = string.match(first, '^(%S+) (%S+)$')
     if first_hash ~= body_hash then return {'mismatch', first_id, 'queued', 0, 0} end
-    local state = redis.call('HGET', k_request(first_id), 'state') or redis.call('GET', k_tombstone(first_id)) or 'expired'
+    local state = redis.call('HGET', k_request(first_id), 'state') or tombstone(first_id) or 'expired'
     return {'replay', first_id, state, 0, 0}
   end
 end
@@ -38,6 +38,7 @@ local ttl = span + RETENTION_MS + ONE_DAY_MS
 redis.call('PEXPIRE', k_request(id), ttl)
 redis.call('SET', k_input(id), input, 'PX', ttl)
 redis.call('ZADD', K_REQUESTS, now, id)
+redis.call('ZADD', K_EXPIRIES, now + ttl, id)
 if idempotency ~= '' then redis.call('SET', k_idempotency, id .. ' ' .. body_hash, 'PX', IDEMPOTENCY_MS) end
 if reader ~= '' then touch_gateway(reader) end
 count(model, 'enqueued')

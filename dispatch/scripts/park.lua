@@ -4,7 +4,8 @@
 -- use: ground line log meet
 -- args: now salt worker model limit slots weight accepting
 -- returns {barred, room, held, granted}
-if redis.call('HGET', k_worker(worker), 'barred') then return {1, 0, 0, 0} end
+local known = redis.call('HMGET', k_worker(worker), 'barred', 'alone')
+if known[1] then return {1, 0, 0, 0} end
 local used, held = 0, 0
 for _, cost in ipairs(redis.call('HVALS', k_held(worker))) do
   used = used + tonumber(cost)
@@ -12,7 +13,7 @@ for _, cost in ipairs(redis.call('HVALS', k_held(worker))) do
 end
 local w = {
   id = worker, model = model, limit = tonumber(limit), slots = tonumber(slots), weight = tonumber(weight),
-  used = used, held = held, seen = now, open = accepting == '1',
+  used = used, held = held, seen = now, open = accepting == '1', alone = known[2] and known[2] ~= '' and known[2] or nil,
 }
 redis.call('HSET', k_worker(worker), 'model', model, 'limit', limit, 'slots', slots, 'weight', weight,
   'used', used, 'held', held, 'seen', now, 'accepting', accepting)
@@ -21,6 +22,6 @@ redis.call('PEXPIRE', k_held(worker), WORKER_TTL_MS)
 redis.call('PEXPIRE', k_inbox(worker), WORKER_TTL_MS)
 -- The dead have the lowest scores, for they hold nothing any more: one is cleared away with each beat of the living.
 local first = redis.call('ZRANGE', k_parked(model), 0, 0)[1]
-if first and first ~= worker and not is_open(read_worker(first)) then redis.call('ZREM', k_parked(model), first) end
+if first and first ~= worker and not is_open(read_worker(first)) then unpark(model, first) end
 local granted = room_grew(w)
 return {0, room(w), w.held, granted}

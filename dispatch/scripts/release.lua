@@ -9,6 +9,6 @@ if r and r.state == 'queued' and r.nonce == nonce and r.attempt == tonumber(atte
   return 'dup'
 end
 if fenced(r, attempt, nonce) then return 'fenced' end
-room_grew(give_back(r))
+room_grew(give_back(r, 'given back unfinished'))
 count(r.model, 'released')
 return 'ok'

@@ -3,7 +3,7 @@
 -- use: ground
 -- args: now worker ...
 -- rest: id attempt nonce, for each
--- returns {{lost id, ...}, {unknown id, attempt, nonce, cost, ...}}
+-- returns {{lost id, attempt, ...}, {unknown id, attempt, nonce, cost, ...}}
 local lost, unknown, named = {}, {}, {}
 for i = 1, #rest, 3 do
   local id, attempt, nonce = rest[i], rest[i + 1], rest[i + 2]
@@ -11,6 +11,7 @@ for i = 1, #rest, 3 do
   local r = read_request(id)
   if fenced(r, attempt, nonce) or r.worker ~= worker then
     lost[#lost + 1] = id
+    lost[#lost + 1] = tonumber(attempt)
   elseif r.state == 'running' then
     r.lease = now + LEASE_MS
     redis.call('HSET', k_request(id), 'lease', r.lease)

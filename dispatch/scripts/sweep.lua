@@ -27,7 +27,7 @@ local function look(r)
     return true, nil
   end
   if r.state == 'granted' and r.lease <= now then
-    local w = give_back(r)
+    local w = give_back(r, 'not begun in time')
     -- Its worker is not parked again before it is heard of.
     if w then
       w.seen = 0
@@ -61,8 +61,9 @@ for _, id in ipairs(redis.call('ZRANGE', TIMERS, '-inf', now, 'BYSCORE', 'LIMIT'
 end
 
 -- The list of requests forgets what is no longer kept.
-for _, id in ipairs(redis.call('ZRANGE', K_REQUESTS, 0, 99)) do
-  if redis.call('EXISTS', k_request(id)) == 1 then break end
-  redis.call('ZREM', K_REQUESTS, id)
+local forgotten = redis.call('ZRANGE', K_EXPIRIES, '-inf', now, 'BYSCORE', 'LIMIT', 0, 1000)
+if #forgotten > 0 then
+  redis.call('ZREM', K_REQUESTS, unpack(forgotten))
+  redis.call('ZREM', K_EXPIRIES, unpack(forgotten))
 end
 return moved

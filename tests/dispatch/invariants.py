@@ -23,6 +23,9 @@ _READ = {
     "dead": ("XRANGE", "-", "+"),
     "sizes": ("ZRANGE", "0", "-1", "WITHSCORES"),
     "parked": ("ZRANGE", "0", "-1", "WITHSCORES"),
+    "rooms": ("ZRANGE", "0", "-1", "WITHSCORES"),
+    "requests": ("ZRANGE", "0", "-1"),
+    "expiries": ("ZRANGE", "0", "-1"),
     "timers": ("ZRANGE", "0", "-1", "WITHSCORES"),
     "leases": ("SMEMBERS",),
     "paused": ("SMEMBERS",),
@@ -143,11 +146,35 @@ def _workers(s: Snapshot) -> list[str]:
 
 
 def _room(w: dict[str, str], held: dict[str, str]) -> int:
-    return 0 if len(held) >= int(w["slots"]) else int(w["limit"]) - sum(map(int, held.values()))
+    return 0 if w.get("alone") or len(held) >= int(w["slots"]) else int(w["limit"]) - sum(map(int, held.values()))
+
+
+def _has_place(s: Snapshot, request: str, r: dict[str, str]) -> bool:
+    kept = s.of["worker"].get(r.get("reserved", ""), {})
+    return kept.get("alone") == request
+
+
+def _alone(s: Snapshot) -> list[str]:
+    """A suspect runs with nothing beside it."""
+    wrong = []
+    for worker, held in s.of["held"].items():
+        suspects = [i for i in held if int(s.of["request"][i]["crashes"])]
+        if suspects and len(held) > 1:
+            wrong.append(f"{worker} runs {sorted(held)}, of which {suspects} must run alone")
+    return wrong
 
 
 def _parked(s: Snapshot) -> list[str]:
     wrong = []
+    rooms = {(model, worker): float(left) for model, all_ in s.of["rooms"].items() for worker, left in all_}
+    derived = {
+        (model, worker): float(_room(s.of["worker"].get(worker, {}), s.of["held"].get(worker, {})))
+        for model, parked in s.of["parked"].items()
+        for worker, _ in parked
+        if s.of["worker"].get(worker)
+    }
+    if rooms != derived:
+        wrong.append(f"rooms of the parked are {rooms}, must be {derived}")
     for model, parked in s.of["parked"].items():
         for worker, score in parked:
             w, held = s.of["worker"].get(worker, {}), s.of["held"].get(worker, {})
@@ -160,7 +187,9 @@ def _parked(s: Snapshot) -> list[str]:
                 wrong.append(f"{worker} is parked and has no room")
             for request, r in s.of["request"].items():
                 may_meet = model not in s.one("paused") and r["model"] == model and r["state"] == "queued"
-                if may_meet and int(r["cost"]) <= _room(w, held):
+                if may_meet and int(r["crashes"]) and int(r["cost"]) <= int(w["limit"]) and not _has_place(s, request, r):
+                    wrong.append(f"the suspect {request} waits, no worker is kept free for it, and {worker} is parked")
+                if may_meet and not int(r["crashes"]) and int(r["cost"]) <= _room(w, held):
                     wrong.append(f"{request} waits and {worker} is parked with room for it: they were left unmet")
     return wrong
 
@@ -202,11 +231,14 @@ def chain_start(request: str) -> str:
 def _kept(s: Snapshot, rules: QueueRules) -> list[str]:
     wrong = [f"{name} will never be removed" for name, ttl in s.pttl.items() if ttl == -1 and not PERMANENT.fullmatch(name)]
     dead = {f["id"] for _, f in s.one("dead")}
+    unfinished = {request for request, r in s.of["request"].items() if r["state"] not in ENDINGS}
+    if not set(s.one("requests")) == set(s.one("expiries")) >= unfinished:
+        wrong.append(f"the list holds {s.one('requests')}, to be forgotten are {s.one('expiries')}")
     for request, r in s.of["request"].items():
         ended = r["state"] in ENDINGS
         if (request in s.of["input"]) == (r["state"] == "completed"):
             wrong.append(f"{request} is {r['state']}, its input is {'kept' if request in s.of['input'] else 'gone'}")
-        if s.of["tombstone"].get(request) != (r["state"] if ended else None):
+        if s.of["tombstone"].get(request) != (f"{r['state']} {r['tenant']}" if ended else None):
             wrong.append(f"{request} is {r['state']}, its tombstone says {s.of['tombstone'].get(request)}")
         if (request in dead) != (r.get("dead") == "1"):
             wrong.append(f"{request} and the list of dead letters disagree")
@@ -220,10 +252,10 @@ def _kept(s: Snapshot, rules: QueueRules) -> list[str]:
 
 def broken(s: Snapshot, rules: QueueRules) -> list[str]:
     """Every invariant that does not hold, in words."""
-    return [*_lines(s), *_workers(s), *_parked(s), *_timers(s), *_logs(s), *_kept(s, rules)]
+    return [*_lines(s), *_workers(s), *_alone(s), *_parked(s), *_timers(s), *_logs(s), *_kept(s, rules)]
 
 
 def line_order(s: Snapshot, model: str) -> list[str]:
     """Who waits, in the order in which they are looked at."""
-    names = [f"{model}:{priority}{part}" for priority in Priority for part in (":front", "")]
+    names = [f"{model}:{priority}{part}" for priority in Priority for part in (":alone", ":front", "")]
     return [f["id"] for name in names for _, f in s.of["queue"].get(name, [])]

@@ -10,8 +10,8 @@ from dispatch.rules import QueueRules
 from dispatch.states import HELD, OnDisconnect, Priority, RequestState
 
 S = RequestState
-FRONT, BACK = ":front", ""
-LINES = tuple((priority, part) for priority in Priority for part in (FRONT, BACK))
+ALONE, FRONT, BACK = ":alone", ":front", ""
+LINES = tuple((priority, part) for priority in Priority for part in (ALONE, FRONT, BACK))
 
 
 @dataclass
@@ -42,6 +42,9 @@ class Request:
     not_before: int | None = 0
     log: list[Written] = field(default_factory=list)
     dead: bool = False
+    queued_at: int = 0
+    reserved: str = ""
+    has_begun: bool = False
 
     @property
     def ended(self) -> bool:
@@ -60,6 +63,8 @@ class Worker:
     weight: float
     accepting: bool
     seen: int
+    alone: str = ""
+    """The suspect it runs, or is kept free for."""
 
 
 class Model:
@@ -85,7 +90,7 @@ class Model:
 
     def room(self, worker: str) -> int:
         w, held = self.workers[worker], self.held_by(worker)
-        return 0 if len(held) >= w.slots else w.limit - sum(r.cost for r in held)
+        return 0 if w.alone or len(held) >= w.slots else w.limit - sum(r.cost for r in held)
 
     def score(self, worker: str) -> float:
         return (len(self.held_by(worker)) + 1) / self.workers[worker].weight
@@ -131,26 +136,89 @@ class Model:
         else:
             self.parked.discard(worker)
 
+    def _wait(self, r: Request, part: str) -> None:
+        r.state, r.queued_at = S.QUEUED, self.now
+        self.lines[r.priority, part].append(r.id)
+
+    def _has_place(self, r: Request) -> bool:
+        return r.reserved in self.workers and self.is_open(r.reserved) and self.workers[r.reserved].alone == r.id
+
+    def _reserve(self, r: Request, worker: str) -> bool:
+        """A suspect runs alone: at once where nothing is held, else the worker is kept free for it."""
+        self.workers[worker].alone = r.id
+        if self.held_by(worker):
+            r.reserved = worker
+            return False
+        if r.state is S.QUEUED:
+            self.lines[r.priority, ALONE].remove(r.id)
+        self._grant(r, worker)
+        return True
+
+    def _place(self, r: Request) -> str | None:
+        able = [w for w in self.parked if self.is_open(w) and self.workers[w].limit >= r.cost]
+        return None if self.paused else min(able, key=lambda w: (bool(self.held_by(w)), self.score(w), w), default=None)
+
     def _arrive(self, r: Request, part: str) -> None:
+        if r.crashes:
+            worker = self._place(r)
+            if worker is None or self.held_by(worker):
+                self._wait(r, ALONE)
+            if worker:
+                self._reserve(r, worker)
+                self._park(worker)
+            return
         worker = self._best(r.cost)
         if worker:
             self._grant(r, worker)
             self._park(worker)
         else:
-            r.state = S.QUEUED
-            self.lines[r.priority, part].append(r.id)
+            self._wait(r, part)
+
+    def _by_age(self, lines: list[tuple[Priority, str]]) -> list[tuple[Priority, str]]:
+        """By priority, but `ageing_ms` of longer waiting outweigh one priority; a front before its line."""
+        rank = {priority: n for n, priority in enumerate(Priority)}
+
+        def since(priority: Priority) -> int:
+            heads = [self.requests[self.lines[line][0]].queued_at for line in lines if line[0] is priority]
+            return min(heads) + rank[priority] * self.rules.ageing_ms
+
+        return sorted(lines, key=lambda line: (since(line[0]), rank[line[0]], line[1] != FRONT))
+
+    def _take_suspect(self, worker: str) -> int:
+        w = self.workers[worker]
+        if w.alone:
+            r = self.requests[w.alone]
+            if r.is_held and r.worker == worker:
+                return 0
+            if r.state is S.QUEUED and r.reserved == worker:
+                return 0 if self.held_by(worker) else self._reserve(r, worker)
+            w.alone = ""
+        for priority in Priority:
+            for request in self.lines[priority, ALONE]:
+                r = self.requests[request]
+                if r.cost <= w.limit and not self._has_place(r):
+                    return int(self._reserve(r, worker))
+        return 0
+
+    def _take_next(self, worker: str) -> bool:
+        room = self.room(worker)
+        lines = [line for line, ids in self.lines.items() if line[1] != ALONE and any(self.requests[i].cost <= room for i in ids)]
+        if not lines:
+            return False
+        line = self.lines[self._by_age(lines)[0]]
+        request = next(i for i in line if self.requests[i].cost <= room)
+        line.remove(request)
+        self._grant(self.requests[request], worker)
+        return True
 
     def _room_grew(self, worker: str | None) -> int:
         granted = 0
         if worker not in self.workers:
             return 0
-        if self.is_open(worker) and not self.paused:
-            for line in self.lines.values():
-                for request in list(line):
-                    if self.requests[request].cost <= self.room(worker):
-                        line.remove(request)
-                        self._grant(self.requests[request], worker)
-                        granted += 1
+        if self.is_open(worker) and len(self.held_by(worker)) < self.workers[worker].slots and not self.paused:
+            granted = self._take_suspect(worker)
+            while self.room(worker) > 0 and self._take_next(worker):
+                granted += 1
         self._park(worker)
         return granted
 
@@ -160,9 +228,15 @@ class Model:
         """The worker whose room grows, if any. It is not parked before it was asked whether it takes what waits."""
         if r.state is S.QUEUED:
             next(line for line in self.lines.values() if r.id in line).remove(r.id)
+            if not self._has_place(r):
+                return None
+            self.workers[r.reserved].alone = ""
+            return r.reserved
         if not r.is_held:
             return None
         self.parked.discard(r.worker)
+        if r.worker in self.workers and self.workers[r.worker].alone == r.id:
+            self.workers[r.worker].alone = ""
         return r.worker
 
     def _end(self, r: Request, state: RequestState) -> str | None:
@@ -245,6 +319,8 @@ class Model:
     def park(self, w: Worker) -> tuple[bool, int, int, int]:
         if w.id in self.barred:
             return True, 0, 0, 0
+        if w.id in self.workers:
+            w.alone = self.workers[w.id].alone
         self.workers[w.id] = w
         w.seen = self.now
         granted = self._room_grew(w.id)
@@ -254,7 +330,9 @@ class Model:
         if not self.holds(request, attempt):
             return False
         r = self.requests[request]
-        r.state, r.lease = S.RUNNING, self.now + self.rules.lease_ms
+        if r.state is S.GRANTED and r.has_begun:
+            r.log.append(Written("note", attempt))
+        r.state, r.lease, r.has_begun = S.RUNNING, self.now + self.rules.lease_ms, True
         self.workers[r.worker].seen = self.now
         return True
 
@@ -328,7 +406,15 @@ class Model:
         resumed, self.paused = self.paused and not paused, paused
         if not resumed:
             return
-        for line in self.lines.values():
+        for priority in Priority:
+            for request in list(self.lines[priority, ALONE]):
+                r = self.requests[request]
+                worker = None if self._has_place(r) else self._place(r)
+                if worker:
+                    self._reserve(r, worker)
+                    self._park(worker)
+        for each in self._by_age([line for line, ids in self.lines.items() if ids and line[1] != ALONE]):
+            line = self.lines[each]
             for request in list(line):
                 r = self.requests[request]
                 worker = self._best(r.cost)

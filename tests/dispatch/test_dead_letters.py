@@ -35,11 +35,12 @@ async def test_its_end_says_why(twin: Twin) -> None:
 async def test_two_crashes_kill_the_suspect_and_not_its_neighbour(twin: Twin) -> None:
     suspect = await running(twin, "w-1", max_attempts=9)
     beside = await running(twin, "w-1", max_attempts=9)
-    for worker in ("w-1", "w-2"):
-        if worker == "w-2":
-            await twin.park("w-2")
-            for grant in (suspect, beside):
-                await twin.begin(twin.grant(grant.request))
-        await twin.abandon(worker, (suspect.request,))
+    await twin.abandon("w-1", (suspect.request,))
+    assert (await twin.park("w-2")).held == 1, "the suspect, alone"
+    await twin.begin(twin.grant(suspect.request))
+    assert twin.record(beside.request).state is RequestState.QUEUED
+    await twin.abandon("w-2", (suspect.request,))
     assert twin.record(suspect.request).dead
-    assert (twin.record(beside.request).state, twin.record(beside.request).charged) == (RequestState.QUEUED, 2)
+    await twin.park("w-3")
+    await twin.begin(twin.grant(beside.request))
+    assert (twin.record(beside.request).state, twin.record(beside.request).charged) == (RequestState.RUNNING, 1)

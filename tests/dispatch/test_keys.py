@@ -14,8 +14,8 @@ KEYS = ShardKeys("s0")
 def names(twin: Twin) -> dict[str, set[str]]:
     """By kind, every name that dispatch/keys.py knows for what took part."""
     requests, workers, gateways = list(twin.model.requests), ["w-1", "w-2", "w-3"], ["g-1", "g-2"]
-    a_model = [KEYS.parked, KEYS.leases, KEYS.stats]
-    a_line = [KEYS.queue, KEYS.queue_front, KEYS.sizes, KEYS.sizes_front]
+    a_model = [KEYS.parked, KEYS.rooms, KEYS.leases, KEYS.stats]
+    a_line = [KEYS.queue, KEYS.queue_front, KEYS.queue_alone, KEYS.sizes, KEYS.sizes_front, KEYS.sizes_alone]
     a_request = [KEYS.request, KEYS.input, KEYS.output, KEYS.tombstone]
     found = {name.__name__: {name(MODEL)} for name in a_model}
     found |= {name.__name__: {name(MODEL, p) for p in Priority} for name in a_line}
@@ -23,7 +23,7 @@ def names(twin: Twin) -> dict[str, set[str]]:
     found |= {name.__name__: {name(w) for w in workers} for name in (KEYS.worker, KEYS.held, KEYS.inbox)}
     found |= {name.__name__: {name(g) for g in gateways} for name in (KEYS.feed, KEYS.gateway)}
     found["idempotency"] = {KEYS.idempotency("", key) for key in twin.model.idempotency}
-    for single in ("timers", "requests", "dead", "paused", "swept", "amnesty"):
+    for single in ("timers", "requests", "expiries", "dead", "paused", "swept", "amnesty"):
         found[single] = {getattr(KEYS, single)}
     return found
 
@@ -48,6 +48,11 @@ async def test_every_key_has_a_name_and_every_name_is_used(redis: Redis) -> None
     await twin.park("w-1", limit=15, accepting=False)
     await twin.release(grant)
     await twin.park("w-2", limit=5)
+    suspect = twin.new(2)
+    await twin.enqueue(suspect)
+    await twin.begin(twin.grant(suspect.id))
+    await twin.abandon("w-2", (suspect.id,))
+    await twin.park("w-3", limit=1)
     stored = {name.decode() for name in await redis.keys("*")}
     used |= {kind for kind, members in names(twin).items() if members & stored}
     assert used == names(twin).keys()

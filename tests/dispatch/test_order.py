@@ -13,9 +13,10 @@ async def taken_in_order(t: Twin, worker: str = "w-9") -> list[str]:
         await t.park(worker, limit=1_000, slots=1)
         grant = next(t.grant(r.id) for r in t.model.held_by(worker))
         taken.append(grant.request)
-        await t.begin(grant)
+        begun = await t.begin(grant)
+        assert begun is not None
         await t.park(worker, limit=1_000, slots=1, accepting=False)
-        await t.finish(grant, 1)
+        await t.finish(grant, begun.seq + 1)
     return taken
 
 
@@ -78,3 +79,17 @@ async def test_a_request_goes_to_another_worker_than_the_one_that_gave_it_back(t
     await twin.park("w-2", weight=0.1)
     await twin.release(grant)
     assert twin.record(grant.request).worker == "w-2"
+
+
+async def test_long_waiting_outweighs_a_priority(twin: Twin) -> None:
+    low, normal = twin.new(priority=Priority.LOW), twin.new(priority=Priority.NORMAL)
+    await twin.enqueue(low)
+    await twin.advance(twin.rules.ageing_ms + 1)
+    await twin.enqueue(normal)
+    high = twin.new(priority=Priority.HIGH)
+    await twin.enqueue(high)
+    order = []
+    for n in range(3):
+        await twin.park(f"w-{n}", limit=10, slots=1)
+        order.append(next(i for i in (low.id, normal.id, high.id) if twin.record(i).worker == f"w-{n}"))
+    assert order == [high.id, low.id, normal.id]

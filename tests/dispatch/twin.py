@@ -284,7 +284,7 @@ class Twin:
     async def renew(self, worker: str, grants: list[m.Grant]) -> None:
         lost, unknown = self.model.renew(worker, [(g.request, g.attempt) for g in grants])
         got = await self.queue.renew(worker, grants)
-        same = set(got.lost) == lost and {g.request for g in got.unknown} == unknown
+        same = {request for request, _ in got.lost} == lost and {g.request for g in got.unknown} == unknown
         must(same, f"renew answers {got}, by the laws {lost} and {unknown}")
         for grant in got.unknown:
             must(grant == self.grant(grant.request), f"renew names {grant}, it is {self.grant(grant.request)}")
@@ -320,7 +320,7 @@ class Twin:
             ]
             must(answers == [None] + [m.WriteStatus.FENCED] * 4, f"{stranger} is answered {answers}")
             renewed = await self.queue.renew("stranger", [stranger])
-            must(renewed.lost == (grant.request,), f"{stranger} renews: {renewed}")
+            must(renewed.lost == ((stranger.request, stranger.attempt),), f"{stranger} renews: {renewed}")
         await self.check()
 
     # ---- everybody's

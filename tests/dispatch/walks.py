@@ -249,6 +249,21 @@ async def by_priority(t: Twin) -> None:
         await t.finish(grant, 1)
 
 
+async def long_waiting(t: Twin) -> None:
+    await t.enqueue(t.new(priority=Priority.LOW))
+    await t.advance(3 * t.rules.ageing_ms)
+    await t.enqueue(t.new(priority=Priority.HIGH))
+    await t.park("w-1", slots=1)
+
+
+async def forgotten(t: Twin) -> None:
+    grant = await running(t)
+    await t.finish(grant, 1)
+    await t.advance(t.rules.retention_ms)
+    await t.sweep()
+    must(not t.seen.one("requests"), "the list forgets what is no longer kept")
+
+
 async def slow_gateway(t: Twin) -> None:
     grant = await running(t, reader="g-1")
     await t.read_feed("g-1")

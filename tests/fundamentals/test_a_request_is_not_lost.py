@@ -69,7 +69,7 @@ async def test_a_worker_that_drains_gives_back(queue: Queue, ask: Ask, next_gran
     assert await queue.release(grant) is m.WriteStatus.OK
     await queue.park(m.Offer("w-2", "demo", limit_tokens=100, slots=4, weight=1.0))
     begun = await queue.begin(await next_grant("w-2"))
-    assert (begun.attempt, begun.seq) == (2, 1)  # goes on after what was written
+    assert (begun.attempt, begun.seq) == (2, 2)  # goes on after what was written and a note of the new attempt
     assert (await queue.record(asked.id)).charged == 0
 
 

@@ -13,11 +13,13 @@ local function k_worker(id) return TAG .. 'worker:' .. id end
 local function k_held(id) return TAG .. 'held:' .. id end
 local function k_inbox(id) return TAG .. 'inbox:' .. id end
 local function k_parked(model) return TAG .. 'parked:' .. model end
+local function k_rooms(model) return TAG .. 'rooms:' .. model end
 local function k_leases(model) return TAG .. 'leases:' .. model end
 local function k_stats(model) return TAG .. 'stats:' .. model end
 local function k_feed(gateway) return TAG .. 'feed:' .. gateway end
 local function k_gateway(gateway) return TAG .. 'gateway:' .. gateway end
 local K_REQUESTS = TAG .. 'requests'
+local K_EXPIRIES = TAG .. 'expiries'
 local K_PAUSED = TAG .. 'paused'
 local K_DEAD = TAG .. 'dead'
 
@@ -30,7 +32,8 @@ else
 end
 
 local NUMBERS = {'cost', 'attempt', 'charged', 'crashes', 'lease', 'not_before', 'deadline', 'seq', 'reader_look',
-  'max_attempts', 'created', 'queued_at', 'granted_at', 'begun_at', 'first_output_at', 'ended_at'}
+  'max_attempts', 'created', 'queued_at', 'granted_at', 'begun_at', 'first_output_at', 'ended_at',
+  'attempt_begun_at'}
 
 -- A request's hash as a table, or nil. What is no request of ours (another type, another's fields) is nil as well:
 -- one damaged record must not stop the sweep of all.
@@ -61,5 +64,11 @@ local function next_look(r)
 end
 
 local function set_timer(r) redis.call('ZADD', TIMERS, next_look(r), r.id) end
+
+-- How a request ended that is no longer kept, or nil.
+local function tombstone(id)
+  local stone = redis.call('GET', k_tombstone(id))
+  return stone and string.match(stone, '^%S+')
+end
 
 local function count(model, what, by) redis.call('HINCRBY', k_stats(model), what, by or 1) end

@@ -1,5 +1,15 @@
 -- A request leaves its place: for an ending, or back towards the line.
 
+-- What became of an attempt that did not end the request, for `request show`: the last ones are kept.
+local function tell(r, why)
+  local line = cjson.encode({attempt = r.attempt, worker = r.worker, granted_at = r.granted_at, begun_at = r.state == 'running' and r.attempt_begun_at or 0,
+    left_at = now, seq = r.seq, why = why}) .. '\n'
+  local story = (r.story or '') .. line
+  while #story > STORY_BYTES do story = string.match(story, '^[^\n]*\n(.*)$') end
+  r.story = story
+  redis.call('HSET', k_request(r.id), 'story', story)
+end
+
 -- Off whoever holds it. Returns that worker, unparked: the caller lets it take what waits by room_grew.
 local function let_go(r)
   redis.call('SREM', k_leases(r.model), r.id)
@@ -11,14 +21,21 @@ local function let_go(r)
   if not w then return nil end
   w.used = w.used - tonumber(cost)
   w.held = w.held - 1
+  if w.alone == r.id then keep_free(w, nil) end
   store_load(w)
-  redis.call('ZREM', k_parked(w.model), w.id)
+  unpark(w.model, w.id)
   return w
 end
 
--- Off the line it waits in, or off the worker that holds it (returned, as by let_go).
+-- Off the line it waits in, or off the worker that holds it. Returns the worker whose room grew, as let_go does.
 local function leave_place(r)
-  if r.state == 'queued' then take_off_line(r) return nil end
+  if r.state == 'queued' then
+    take_off_line(r)
+    if not has_place(r) then return nil end
+    local w = read_worker(r.reserved)
+    keep_free(w, nil)
+    return w
+  end
   if is_held(r) then return let_go(r) end
   return nil
 end
@@ -47,7 +64,8 @@ local function end_request(r, state, detail, keep_ms)
   redis.call('PEXPIRE', k_request(r.id), keep_ms)
   redis.call('PEXPIRE', k_output(r.id), keep_ms)
   if state == 'completed' then redis.call('DEL', k_input(r.id)) else redis.call('PEXPIRE', k_input(r.id), keep_ms) end
-  redis.call('SET', k_tombstone(r.id), state, 'PX', keep_ms + TOMBSTONE_MS)
+  redis.call('SET', k_tombstone(r.id), state .. ' ' .. (r.tenant or ''), 'PX', keep_ms + TOMBSTONE_MS)
+  redis.call('ZADD', K_EXPIRIES, now + keep_ms, r.id)
   count(r.model, state)
   count_usage(r.model, detail)
   r.state = state
@@ -67,7 +85,8 @@ local function end_from_outside(r, state, code, message)
 end
 
 -- Back to the head of its line (or to a parked pull that has room for it), as the table of states allows.
-local function give_back(r)
+local function give_back(r, why)
+  tell(r, why)
   local w = let_go(r)
   arrive(r, ':front')
   return w
@@ -88,7 +107,8 @@ local function charge(r, crash, delay_ms, code, message)
     local why = 'After ' .. r.charged .. ' charged attempts (' .. r.crashes .. ' crashes); the last: ' .. message
     return end_request(r, 'failed', '{"error":' .. cjson.encode({code = code, message = why, dead = true}) .. '}', DEAD_MS)
   end
-  if delay_ms == 0 then return give_back(r) end
+  if delay_ms == 0 then return give_back(r, message) end
+  tell(r, message)
   local w = let_go(r)
   r.state = 'waiting'
   r.not_before = now + delay_ms

@@ -1,34 +1,40 @@
--- The lines of waiting requests: one a priority, and before each the front, for those given back.
+-- The lines of waiting requests: one a priority; before each the front, for those given back; beside it the suspects, who run alone.
 -- Beside each line stands a zset of its entries by cost, so that "does anything here fit?" costs O(log n).
 
 local LINES = {
   {'high', ':front'}, {'high', ''}, {'normal', ':front'}, {'normal', ''}, {'low', ':front'}, {'low', ''},
 }
 
+local SUSPECTS = ':alone'
+local PRIORITIES = {'high', 'normal', 'low'}
+local RANK = {high = 0, normal = 1, low = 2}
+
 local function k_line(model, priority, part) return TAG .. 'queue:' .. model .. ':' .. priority .. part end
 local function k_sizes(model, priority, part) return TAG .. 'sizes:' .. model .. ':' .. priority .. part end
 
 local function is_paused(model) return redis.call('SISMEMBER', K_PAUSED, model) == 1 end
 
-local function backlog(model)
-  local waiting = 0
-  for _, line in ipairs(LINES) do waiting = waiting + redis.call('XLEN', k_line(model, line[1], line[2])) end
-  return waiting
+local function waiting_with(model, priority)
+  return redis.call('XLEN', k_line(model, priority, SUSPECTS)) + redis.call('XLEN', k_line(model, priority, ':front'))
+    + redis.call('XLEN', k_line(model, priority, ''))
 end
 
--- How many are looked at no later than the last of this priority.
-local function waiting_through(model, priority)
+-- How many wait with this priority or a higher one.
+local function waiting_through(model, lowest)
   local waiting = 0
-  for _, line in ipairs(LINES) do
-    waiting = waiting + redis.call('XLEN', k_line(model, line[1], line[2]))
-    if line[1] == priority and line[2] == '' then break end
+  for _, priority in ipairs(PRIORITIES) do
+    waiting = waiting + waiting_with(model, priority)
+    if priority == lowest then break end
   end
   return waiting
 end
 
--- part: '' behind the others, ':front' before them (streams only grow at their end, so the head is a line of its own).
+local function backlog(model) return waiting_through(model, 'low') end
+
+-- part: '' behind the others, ':front' before them (streams only grow at their end, so the head is a line of its own),
+-- SUSPECTS beside them.
 local function put_in_line(r, part)
-  r.entry = redis.call('XADD', k_line(r.model, r.priority, part), '*', 'id', r.id, 'cost', r.cost)
+  r.entry = redis.call('XADD', k_line(r.model, r.priority, part), '*', 'id', r.id, 'cost', r.cost, 'at', now)
   redis.call('ZADD', k_sizes(r.model, r.priority, part), r.cost, r.entry)
   r.state = 'queued'
   r.part = part
