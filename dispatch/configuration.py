@@ -23,6 +23,8 @@ PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
 MASK = "***"
 
+_PASSWORD_IN_QUERY = re.compile(r"([?&]\w*password=)[^&\s]*")
+
 # Read by the client verbs and by processes.py: they stand in the same environment but are no settings.
 NOT_SETTINGS = frozenset({"PENSTOCK_SERVER", "PENSTOCK_API_KEY", "PENSTOCK_PARENT_PID"})
 
@@ -125,7 +127,8 @@ def shown(key: str, value: Any) -> Any:
 
 
 def mask_url(text: str) -> str:
-    """The text with the password of a URL masked."""
+    """The text with the passwords of a URL masked."""
+    text = _PASSWORD_IN_QUERY.sub(rf"\1{MASK}", text)
     scheme, separator, rest = text.partition("://")
     userinfo, at, host = rest.rpartition("@")
     if not separator or not at:
@@ -143,6 +146,9 @@ def secrets_of(settings: Settings) -> tuple[str, ...]:
     if settings.redis.url and (password := urllib.parse.urlsplit(settings.redis.url).password):
         found.append(password)
         found.append(urllib.parse.unquote(password))
+    if settings.redis.url:
+        query = urllib.parse.urlsplit(settings.redis.url).query
+        found += [value for name, value in urllib.parse.parse_qsl(query) if name.endswith("password")]
     return tuple(dict.fromkeys(found))
 
 

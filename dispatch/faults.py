@@ -34,7 +34,7 @@ UNREACHABLE: tuple[type[Exception], ...] = (
 """Redis is away for now: what was asked may or may not have happened, and may be asked again."""
 
 # Replies that are plain errors by type, but mean "not now": a script raises them as text, too.
-_NOT_NOW = ("LOADING", "READONLY", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY ")
+_NOT_NOW = ("LOADING", "READONLY", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED", "BUSY ")
 _RETRY_AFTER_S = 2
 
 

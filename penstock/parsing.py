@@ -75,7 +75,7 @@ def add_setting(parser: argparse.ArgumentParser, flag: str, key: str, *, metavar
 
 def add_shared_settings(parser: argparse.ArgumentParser) -> None:
     """Settings every process takes."""
-    add_setting(parser, "--redis", "redis.url", metavar="URL", help="redis://, rediss:// or unix:// URL of the server to use")
+    add_setting(parser, "--redis", "redis.url", metavar="URL", help="redis://, rediss://, unix:// or redis+sentinel:// URL")
     add_setting(parser, "--log-level", "log.level", metavar="LEVEL", help="debug, info, warning or error")
 
 
