@@ -12,7 +12,7 @@ import msgspec
 from starlette.responses import Response
 
 from dispatch.dead_letters import DeadLetter
-from dispatch.messages import Heartbeat, QueueStats, RequestRecord
+from dispatch.messages import Attempt, Heartbeat, QueueStats, RequestRecord
 from dispatch.states import ENDINGS, RequestState, shown
 from gateway.submitting import End, Outcome
 
@@ -64,7 +64,21 @@ def request_document(record: RequestRecord, position: int | None) -> dict[str, A
         "first_output_at_ms": record.first_output_at_ms or None,
         "ended_at_ms": record.ended_at_ms or None,
         "deadline_at_ms": record.deadline_at_ms,
+        "story": [_told(attempt) for attempt in record.story],
         "links": links(record.id),
+    }
+
+
+def _told(attempt: Attempt) -> dict[str, Any]:
+    """An earlier attempt: who had it from when to when, and why it was over."""
+    return {
+        "attempt": attempt.attempt,
+        "worker": attempt.worker,
+        "granted_at_ms": attempt.granted_at,
+        "begun_at_ms": attempt.begun_at or None,
+        "left_at_ms": attempt.left_at,
+        "seq": attempt.seq,
+        "why": attempt.why,
     }
 
 

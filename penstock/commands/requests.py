@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from penstock.commands.submit import follow
@@ -53,8 +54,22 @@ def _help(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    show_one(args.output, _call(args, "GET", f"/v1/requests/{args.id}"))
+    document = _call(args, "GET", f"/v1/requests/{args.id}")
+    if args.output == "table":
+        story = document.pop("story", [])
+        show_one(args.output, document)
+        for attempt in story:
+            print(_told(attempt))
+    else:
+        show_one(args.output, document)
     return OK
+
+
+def _told(attempt: Mapping[str, Any]) -> str:
+    """One earlier attempt as a line of the story."""
+    began, left = attempt["begun_at_ms"], attempt["left_at_ms"]
+    had = f"ran {span((left - began) / 1000)}" if began else "had not begun"
+    return f"attempt {attempt['attempt']} on {attempt['worker']}: {had}, left at seq {attempt['seq']}: {attempt['why']}"
 
 
 def _stream(args: argparse.Namespace) -> int:

@@ -1,8 +1,13 @@
 """Looking at the queue: positions, lists, lines and counters, and purging what waits."""
 
+import pytest
+
+from dispatch.keys import ShardKeys
 from dispatch.states import Priority, RequestState
 from tests.dispatch.twin import MODEL, Twin
 from tests.dispatch.walks import running
+
+KEYS = ShardKeys("s0")
 
 
 async def test_position_counts_all_that_is_looked_at_before(twin: Twin) -> None:
@@ -26,7 +31,50 @@ async def test_the_list_is_newest_first_and_goes_on_from_a_moment(twin: Twin) ->
     assert [r.id async for r in twin.queue.list_requests()] == [n.id for n in reversed(news)]
     middle = await twin.queue.record(news[1].id)
     assert middle is not None
-    assert [r.id async for r in twin.queue.list_requests(before_ms=middle.created_at_ms)] == [news[0].id]
+    assert [r.id async for r in twin.queue.list_requests(before=(middle.created_at_ms, ""))] == [news[0].id]
+
+
+async def test_arrivals_while_a_list_is_read_neither_repeat_nor_hide_a_row(twin: Twin) -> None:
+    """In one moment more than a page holds, too: of those the greater id comes first."""
+    first = []
+    for n in range(250):
+        first.append(twin.new())
+        await twin.queue.enqueue(first[-1])
+        twin.now += n % 250 > 230
+    listed: list[str] = []
+    async for record in twin.queue.list_requests():
+        listed.append(record.id)
+        if len(listed) in (1, 100, 101, 180):
+            twin.now += 1_000
+            await twin.queue.enqueue(twin.new())
+    assert sorted(listed) == sorted(n.id for n in first)
+    whole = [(r.created_at_ms, r.id) async for r in twin.queue.list_requests()]
+    assert whole == sorted(whole, reverse=True)
+    assert [(r.created_at_ms, r.id) async for r in twin.queue.list_requests(before=whole[150])] == whole[151:]
+
+
+async def test_a_damaged_record_is_passed_over_in_lists(twin: Twin, caplog: pytest.LogCaptureFixture) -> None:
+    news = [twin.new() for _ in range(4)]
+    for new in news:
+        await twin.queue.enqueue(new)
+        twin.now += 1
+    await twin.redis.hset(KEYS.request(news[1].id), "state", "who knows")
+    await twin.redis.delete(KEYS.request(news[2].id))
+    await twin.redis.set(KEYS.request(news[2].id), "no hash", ex=60)
+    assert [r.id async for r in twin.queue.list_requests()] == [news[3].id, news[0].id]
+    assert [r.getMessage() for r in caplog.records if r.name == "penstock.dispatch"] == [
+        "Pass over a record that cannot be read",
+        "Passed over records that cannot be read",
+    ]
+    assert news[2].id in str(caplog.records[0].__dict__)
+
+
+async def test_far_back_in_a_long_line_the_position_is_not_counted(twin: Twin) -> None:
+    news = [twin.new() for _ in range(202)]
+    for new in news:
+        await twin.queue.enqueue(new)
+    places = [await twin.queue.position(await twin.queue.record(news[n].id)) for n in (0, 199, 200, 201)]
+    assert places == [1, 200, None, None]
 
 
 async def test_stats_count_what_waits_runs_and_ended(twin: Twin) -> None:
@@ -38,6 +86,15 @@ async def test_stats_count_what_waits_runs_and_ended(twin: Twin) -> None:
     assert (stats.backlog, stats.running, stats.parked, stats.paused) == (1, 1, 1, False)
     assert [line.backlog for line in stats.lines] == [0, 0, 1]
     assert (stats.totals["enqueued"], stats.totals["completed"]) == (3, 1)
+
+
+async def test_purge_of_a_tenant_leaves_the_others(twin: Twin) -> None:
+    mine, theirs = twin.new(tenant="mine"), twin.new(tenant="theirs")
+    await twin.queue.enqueue(mine)
+    await twin.queue.enqueue(theirs)
+    assert await twin.queue.purge(MODEL, tenant="mine") == 1
+    assert await twin.queue.waiting(MODEL) == [theirs.id]
+    assert await twin.queue.purge(MODEL) == 1
 
 
 async def test_purge_cancels_what_waits_and_nothing_else(twin: Twin) -> None:

@@ -22,6 +22,7 @@ class Bug:
 
 G, LINE, MEET, LEAVE, LOG = "lib/ground.lua", "lib/line.lua", "lib/meet.lua", "lib/leave.lua", "lib/log.lua"
 FENCE = "return not r or not is_held(r) or r.nonce ~= nonce or r.attempt ~= tonumber(attempt)"
+LOST = "    lost[#lost + 1] = id\n    lost[#lost + 1] = tonumber(attempt)\n"
 CHARGES = "charge(r, 0, 0, 'engine_error', 'boo')"
 
 BUGS = (
@@ -70,8 +71,8 @@ BUGS = (
         "renew after the end",
         walks.deadline_while_running,
         "renew.lua",
-        "if fenced(r, attempt, nonce) or r.worker ~= worker then\n    lost[#lost + 1] = id\n    lost[#lost + 1] = tonumber(attempt)\n  elseif r.state == 'running' then",
-        "if not r then\n    lost[#lost + 1] = id\n    lost[#lost + 1] = tonumber(attempt)\n  else",
+        "if fenced(r, attempt, nonce) or r.worker ~= worker then\n" + LOST + "  elseif r.state == 'running' then",
+        "if not r then\n" + LOST + "  else",
     ),
     Bug(
         "cancel does not fence",
