@@ -41,7 +41,13 @@ local function look(r)
       r.lease = amnesty
       redis.call('HSET', k_request(r.id), 'lease', r.lease)
     else
-      return true, charge(r, 0, 0, 'attempts_exhausted', 'worker ' .. r.worker .. ' was not heard of for a whole lease')
+      local w = charge(r, 0, 0, 'attempts_exhausted', 'worker ' .. r.worker .. ' was not heard of for a whole lease')
+      -- The room this makes at a silent worker is no room: it would be granted the same request again.
+      if w then
+        w.seen = 0
+        redis.call('HSET', k_worker(w.id), 'seen', 0)
+      end
+      return true, w
     end
   end
   set_timer(r)

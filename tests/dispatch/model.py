@@ -454,6 +454,9 @@ class Model:
             if self.now < self.amnesty:
                 r.lease = self.amnesty
                 return False
-            self._room_grew(self._charge(r, crash=False, wait=False))
+            worker = self._charge(r, crash=False, wait=False)
+            if worker in self.workers:
+                self.workers[worker].seen = 0
+                self._room_grew(worker)
             return True
         return False

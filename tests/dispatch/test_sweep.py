@@ -57,6 +57,19 @@ async def test_not_begun_goes_back_to_the_head_and_its_worker_is_passed_over(twi
     assert twin.record(first.id).worker == "w-1"
 
 
+async def test_a_worker_that_let_a_lease_lapse_is_not_granted_it_again_before_it_is_heard_of(redis: Redis) -> None:
+    twin = Twin(redis, QueueRules(lease_ms=2_000, worker_seen_ms=3_000))
+    await twin.sweep()  # the first sweep of all extends every lease
+    grant = await running(twin, "w-1")
+    for _ in range(4):
+        await twin.advance(500)
+        await twin.sweep()
+    record = twin.record(grant.request)
+    assert (record.state, record.charged, record.attempt) == (RequestState.QUEUED, 1, 1)
+    await twin.park("w-1")
+    assert twin.record(grant.request).attempt == 2
+
+
 async def test_backoff_doubles_up_to_its_limit_with_jitter(redis: Redis) -> None:
     twin = Twin(redis, QueueRules(backoff_ms=500, backoff_max_ms=4_000))
     waits: list[list[int]] = []
