@@ -22,7 +22,8 @@ class Client:
 
     async def ask(self, prompt: str = "hello", max_tokens: int = 20, *, model: str = "demo", **more: Any) -> str:
         """Put a completion in line; its id."""
-        sampling = Sampling(max_tokens=max_tokens, stop=more.pop("stop", ()))
+        chosen = {name: more.pop(name) for name in ("stop", "temperature") if name in more}
+        sampling = Sampling(max_tokens=max_tokens, **chosen)
         kind = more.pop("kind", InputKind.COMPLETION)
         body = {"ignore_eos": True} if more.pop("ignore_eos", True) else {}
         queued = {name: more.pop(name) for name in ("max_attempts", "deadline_ms") if name in more}

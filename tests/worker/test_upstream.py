@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ CHAT = InferenceRequest(
     messages=({"role": "user", "content": "hi"},),
     body={"presence_penalty": 0.5, "max_completion_tokens": 20},
 )
-COMPLETION = InferenceRequest("s0.2", "ours", InputKind.COMPLETION, Sampling(max_tokens=5), prompt="once")
+COMPLETION = InferenceRequest("s0.2", "ours", InputKind.COMPLETION, Sampling(max_tokens=5), prompt="once", body={"max_tokens": 5})
 
 
 def engine_at(url: str, **settings: Any) -> UpstreamEngine:
@@ -61,6 +62,15 @@ async def test_a_chat_is_passed_on_and_streamed_back() -> None:
         "seed": 7,
         "presence_penalty": 0.5,
     }
+
+
+@pytest.mark.parametrize("body", [{}, {"max_tokens": None}])
+async def test_an_answer_that_the_client_did_not_limit_is_not_limited(body: dict[str, Any]) -> None:
+    """The number in its sampling is only what it was priced by."""
+    request = replace(CHAT, body=body, sampling=Sampling(max_tokens=1024))
+    async with talking(says("all of it")) as (server, engine):
+        await heard(engine, request)
+    assert "max_tokens" not in server.heard[0][1]
 
 
 async def test_a_completion_without_usage_counts_its_pieces() -> None:

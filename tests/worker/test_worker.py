@@ -55,7 +55,7 @@ async def working(url: str, rules: QueueRules, make: Made | None = None, **setti
     async def is_ready() -> bool:
         return worker.state is not WorkerState.LOADING and worker.state is not WorkerState.STARTING
 
-    await until(is_ready)
+    await until(is_ready, 40)
     try:
         yield worker
     finally:
