@@ -304,7 +304,7 @@ def i11_nothing_is_left(e: Evidence) -> Found:
     """In the end: no timer, lease, waiting entry or held request, and no key without a TTL that is not permanent."""
     structure = e.history.first("structure")
     if structure is None:
-        yield Violation("I11", "the history has no end", {})
+        yield Violation("I11", "Redis could not be read in the end", {"phases": list(e.history.of("phase"))})
         return
     for name in ("timers", "lines", "leaks"):
         if structure[name]:

@@ -109,9 +109,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=4, help="runs a bug may take to be found")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of one run's storm")
     parser.add_argument("--abreast", type=int, default=1, help="hunts at a time")
-    parser.add_argument("--match", default="", help="only bugs whose name has this in it")
+    parser.add_argument("--match", default="", help="only bugs whose name this pattern finds")
     args = parser.parse_args()
-    mutants = [m for m in MUTANTS if args.match in m.name]
+    mutants = [m for m in MUTANTS if re.search(args.match, m.name)]
     with tempfile.TemporaryDirectory(prefix="penstock-mutants-") as folder:
         # One copy for all: what is being edited meanwhile changes nothing.
         tree = Path(folder) / "tree"

@@ -4,6 +4,7 @@ It reads past every proxy and changes nothing. Never here: judgement (checker.py
 """
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -53,9 +54,11 @@ class Observer:
         """Wait until every worker that beats says it holds nothing."""
         give_up_at = time.monotonic() + patience_s
         while time.monotonic() < give_up_at:
-            beats = await Fleet(await self._scene.redis()).workers()
-            if not any(beat.held for beat in beats):
-                return
+            with contextlib.suppress(*AWAY):
+                async with asyncio.timeout(5):
+                    beats = await Fleet(await self._scene.redis()).workers()
+                    if not any(beat.held for beat in beats):
+                        return
             await asyncio.sleep(0.2)
 
     async def write_final(self) -> None:

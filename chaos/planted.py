@@ -41,10 +41,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("a fence that only knows whether it is held", _GROUND, " or r.nonce ~= nonce or r.attempt ~= tonumber(attempt)", ""),
     Mutant(
-        "renew after the end",
+        "renew does not look at the fence",
         f"{_SCRIPTS}renew.lua",
-        "if fenced(r, attempt, nonce) or r.worker ~= worker then\n    lost[#lost + 1] = id\n  elseif r.state == 'running' then",
-        "if not r then\n    lost[#lost + 1] = id\n  else",
+        "if fenced(r, attempt, nonce) or r.worker ~= worker then\n    lost[#lost + 1] = id",
+        "if not r then\n    lost[#lost + 1] = id",
     ),
     Mutant(
         "cancel does not fence",
@@ -107,10 +107,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("the worker drops the last chunk", _WORK, "last = self._gathered.take()", 'last, _ = b"", self._gathered.take()'),
     Mutant(
-        "the worker takes a dup for a failure",
+        "the worker does not repeat an append whose reply was lost",
         _WORK,
-        "if status in (WriteStatus.OK, WriteStatus.DUP):",
-        "if status is WriteStatus.OK:",
+        "        status = await self._call(lambda: self._queue.append(self.grant, self._seq + 1, data))\n",
+        "        try:\n            status = await self._queue.append(self.grant, self._seq + 1, data)\n"
+        "        except STORE_FAULT:\n            return WriteStatus.OK\n",
         _LOSSY,
     ),
     Mutant(
@@ -133,7 +134,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "resume skips one", f"{_SCRIPTS}attach.lua", "(after + 1) .. '-0', '+'", "(after + (after > 0 and 2 or 1)) .. '-0', '+'"
     ),
     Mutant("Last-Event-ID is ignored", _REQUESTS, ' or http_request.headers.get("last-event-id")', ""),
-    Mutant("doubles after an attach", _STREAMING, "if entry.seq <= self.seq:", "if entry.seq < self.seq:"),
+    Mutant(
+        "what the feed brings is not held against what is there",
+        _STREAMING,
+        "        if entry.seq <= self.seq:\n"
+        "            if entry.seq == self.seq and entry.chain != self.chain:\n"
+        "                self.doubt()\n            return\n"
+        "        if entry.seq != self.seq + 1:\n            self.doubt()\n            return\n",
+        "",
+        "cut,client-kill,drop-replies",
+    ),
     Mutant("idempotency keys are ignored", "gateway/admission.py", 'key = headers.get("idempotency-key", "")', 'key = ""'),
     Mutant(
         "a repeated enqueue has a new id",

@@ -21,7 +21,7 @@ from chaos.history import Recorder
 from chaos.house import House
 from chaos.nemesis import Nemesis, plan
 from chaos.observer import Observer
-from chaos.scene import Scene
+from chaos.scene import AWAY, Scene
 from chaos.servers import Sentinel, Server, Single, find
 from dispatch.fleet import Fleet
 from dispatch.rules import QueueRules
@@ -107,7 +107,7 @@ async def _start_roles(config: Config, house: House, has_sim_faults: bool) -> li
         more = {"CHAOS_CLOCK_SKEW_S": str(_SKEWS_S[n % len(_SKEWS_S)])}
         if has_sim_faults:
             more["PENSTOCK_WORKER__SIM_FAULTS"] = "true"
-        flags = ("--model", SIM, "--slots", "8", "--kv-tokens", "1100", "--gpu", "A10")
+        flags = ("--model", SIM, "--slots", "8", "--kv-tokens", "500", "--gpu", "A10")
         await house.worker(f"sim-{n}", "sim", flags, {**shared, **more})
     for n in range(config.transformers_workers):
         await house.worker(f"transformers-{n}", "transformers", ("--model", "demo", "--device", "cpu", "--slots", "4"), shared)
@@ -170,7 +170,11 @@ async def _storm(config: Config, scene: Scene, gateways: Sequence[str], demo: Se
         if isinstance(result, Exception):
             raise RuntimeError(f"{task.get_coro()} ended before the run did") from result
     record("phase", what="healed", settled=settled, clients_left=left)
-    await observer.write_final()
+    try:
+        async with asyncio.timeout(config.settle_s):
+            await observer.write_final()
+    except AWAY as error:
+        record("phase", what="unreadable", why=f"{type(error).__name__}: {error}")
 
 
 def _say(text: str) -> None:
