@@ -67,6 +67,17 @@ class Bench:
             figures[name] = await self._usec(len(grants))
         return figures
 
+    async def full(self, workers: int) -> dict[str, float]:
+        """Enqueue what fits into no parked pull's room."""
+        await self._redis.flushall()
+        for worker in list(self._inbox)[:workers]:
+            await self._queue.park(m.Offer(worker, "demo", 50, 8, 10.0))
+        await self._queue.sweep()
+        await self._reset()
+        for _ in range(_ROUNDS):
+            await self._queue.enqueue(self._new())
+        return {"enqueue, fits nobody": await self._usec(_ROUNDS)}
+
     async def backlog(self, waiting: int) -> dict[str, float]:
         """Enqueue behind a backlog, and a worker with room for one that takes from it."""
         await self._redis.flushall()
@@ -93,6 +104,12 @@ async def _measure(url: str) -> None:
     for workers in (1, 36, 1000):
         row = await bench.meet(workers)
         print(f"| {workers} parked | " + ", ".join(f"{name} {usec:.0f} us" for name, usec in row.items()) + " |", flush=True)
+    for workers in (1, 36, 1000):
+        row = await bench.full(workers)
+        print(
+            f"| {workers} parked, little room | " + ", ".join(f"{name} {usec:.0f} us" for name, usec in row.items()) + " |",
+            flush=True,
+        )
     for waiting in (0, 1_000, 100_000):
         row = await bench.backlog(waiting)
         print(f"| {waiting} waiting | " + ", ".join(f"{name} {usec:.0f} us" for name, usec in row.items()) + " |", flush=True)
