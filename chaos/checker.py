@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from chaos.evidence import Evidence, end_of, text_of, tokens_of
+from chaos.evidence import ENDED, Evidence, end_of, text_of, tokens_of
 from chaos.history import History
 
-_ENDED = frozenset({"completed", "failed", "cancelled", "expired"})
 _GRACE_MS = 15_000
 _LONG_DEADLINE_MS = 60_000
 _MISSED_SAMPLES = 4
@@ -51,7 +50,7 @@ Found = Iterator[Violation]
 def i1_every_request_ends(e: Evidence) -> Found:
     """Every acknowledged request reaches an end by its deadline + 15 s after healing; all of Redis settles."""
     for request, answer in e.acknowledged.items():
-        if request not in e.finals:
+        if request not in e.finals and request not in e.forgotten:
             yield Violation("I1", "an acknowledged request is lost", {"id": request, "acknowledged": answer})
     for final in e.finals.values():
         if not final["ended"]:
@@ -72,11 +71,11 @@ def i2_endings_absorb(e: Evidence) -> Found:
     said: dict[str, dict[str, Any]] = defaultdict(dict)
     first: dict[str, float] = {}
     for event in e.history.of("seen", "result", "cancel"):
-        if event["state"] in _ENDED:
+        if event["state"] in ENDED:
             said[event["id"]].setdefault(event["state"], event)
             first[event["id"]] = min(event["t"], first.get(event["id"], event["t"]))
     for event in e.history.of("seen"):
-        if event["state"] and event["state"] not in _ENDED and event["t"] - 12_500 > first.get(event["id"], float("inf")):
+        if event["state"] and event["state"] not in ENDED and event["t"] - 12_500 > first.get(event["id"], float("inf")):
             yield Violation("I2", "a request that had ended goes on", event)
     for request, connections in e.heard.items():
         for connection in connections:
@@ -247,7 +246,7 @@ def i8_cancel_is_final(e: Evidence) -> Found:
         final = e.finals.get(cancel["id"])
         if cancel["status"] != 200 or final is None:
             continue
-        if cancel["state"] not in _ENDED or final["state"] != cancel["state"]:
+        if cancel["state"] not in ENDED or final["state"] != cancel["state"]:
             yield Violation("I8", "a cancel was answered and not done", {**_story(final), "cancel": cancel})
         elif e.topology == "single" and final["ended_at"] > cancel["t"] + 1_000:
             yield Violation("I8", "a cancelled request went on", {**_story(final), "cancel": cancel})

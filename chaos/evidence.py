@@ -12,6 +12,7 @@ from typing import Any
 
 from chaos.history import Event, History
 
+ENDED = frozenset({"completed", "failed", "cancelled", "expired"})
 Entry = tuple[int, int, str, str, str]  # seq, attempt, kind, data, chain
 
 
@@ -91,6 +92,15 @@ class Evidence:
                 and (not target or w.target in (target, "all"))
             ):
                 yield w
+
+    @cached_property
+    def forgotten(self) -> set[str]:
+        """Acknowledged requests whose end a client saw, and whose record a failover lost afterwards."""
+        if self.topology == "single":
+            return set()
+        witnessed = {e["id"] for e in self.history.of("seen", "result", "cancel") if e["state"] in ENDED}
+        witnessed |= {c["id"] for c in self.history.of("heard") if c["how"] == "end"}
+        return {request for request in self.acknowledged if request not in self.finals and request in witnessed}
 
     def submit_of(self, request: str) -> Event | None:
         """The submit that brought a request in, as far as its client knows."""

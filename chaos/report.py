@@ -22,6 +22,7 @@ class Report:
     faults: dict[str, int]
     acknowledged: int
     lost: int
+    forgotten: int
     recoveries_s: tuple[float, ...]
     tokens: int
     prefilled_again: int
@@ -42,7 +43,8 @@ def report(history: History, violations: Sequence[Violation]) -> Report:
         outcomes=dict(Counter(f["state"] for f in e.finals.values()).most_common()),
         faults=dict(Counter(w.name for w in e.windows).most_common()),
         acknowledged=len(e.acknowledged),
-        lost=sum(request not in e.finals for request in e.acknowledged),
+        lost=sum(request not in e.finals and request not in e.forgotten for request in e.acknowledged),
+        forgotten=len(e.forgotten),
         recoveries_s=tuple(sorted(_recoveries(e))),
         tokens=sum(tokens_of(f["log"]) for f in e.finals.values()),
         prefilled_again=sum(_prefilled_again(f["log"]) for f in e.finals.values()),
@@ -55,7 +57,10 @@ def as_markdown(r: Report) -> str:
     """The short table."""
     rows = [
         ("requests", f"{sum(r.outcomes.values())}: " + _counts(r.outcomes)),
-        ("acknowledged; lost", f"{r.acknowledged}; {r.lost}"),
+        (
+            "acknowledged; lost",
+            f"{r.acknowledged}; {r.lost}" + (f" ({r.forgotten} forgotten after their end)" if r.forgotten else ""),
+        ),
         ("faults", f"{sum(r.faults.values())}: " + _counts(r.faults)),
         ("recovery after SIGKILL of a worker", _spans(r.recoveries_s)),
         ("tokens; visible twice", f"{r.tokens}; {sum(v.invariant in ('I3', 'I4') for v in r.violations)}"),

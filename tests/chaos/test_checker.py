@@ -227,6 +227,13 @@ def test_a_stream_may_break_with_its_gateway() -> None:
     assert check(History([*broken, *faults])) == []
 
 
+def test_a_failover_may_forget_what_had_ended_and_nothing_else() -> None:
+    history = [{**e, "topology": "sentinel"} if e["ev"] == "meta" else e for e in _without(GOOD, ev="final")]
+    assert check(History(history)) == []
+    unseen = [e for e in history if e["ev"] not in ("heard", "seen", "result", "cancel")]
+    assert [v.what for v in check(History(unseen))] == ["an acknowledged request is lost"]
+
+
 def test_poison_may_fail() -> None:
     poisoned = [{**e, "poison": "crash"} if e["ev"] == "submit" else e for e in _changed("final", state="failed", log=FAILED_LOG)]
     assert list(BY_NAME["i6_failures_have_a_cause"](Evidence(History(poisoned)))) == []
