@@ -3,7 +3,8 @@
 Never here: a write. What is read is read strictly; a record that cannot be read is an error that names its key.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -45,6 +46,18 @@ class Looking:
             return None
         state, _, tenant = stored.decode().partition(" ")
         return m.Tombstone(RequestState(state), tenant)
+
+    async def whereabouts(self, requests: Sequence[str]) -> list[RequestState | None]:
+        """The state of each, by its record or else its tombstone; None where nothing is known of it."""
+        asked = (self._batched.execute("HGET", self._keys.request(request), "state") for request in requests)
+        found: list[RequestState | None] = []
+        for request, state in zip(requests, await asyncio.gather(*asked), strict=True):
+            if state is None:
+                stone = await self.tombstone(request)
+                found.append(None if stone is None else stone.state)
+            else:
+                found.append(RequestState(state.decode()))
+        return found
 
     async def output(self, request: str) -> list[m.LogEntry]:
         """The whole log so far."""

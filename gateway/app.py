@@ -31,6 +31,7 @@ from dispatch.tasks import cancelled
 from gateway.auth import Keys
 from gateway.context import Cards, Gateway
 from gateway.problems import for_status, is_our_fault, problem
+from gateway.promises import Promises
 from gateway.routes import dead, openai, ops, queues, requests, workers
 from gateway.streaming import Feed
 from gateway.tokenizing import Tokenizers
@@ -68,6 +69,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     queue, fleet = Queue(redis, rules, wait_replica_ms=settings.redis.wait_replica_ms), Fleet(redis)
     feed = Feed(queue, Queue(blocking, rules), buffer_bytes=settings.gateway.reader_buffer_bytes)
     watch = Watch(lambda: read_history(watching))
+    promises = Promises(queue, watch)
+
+    def on_change() -> None:
+        promises.history_changed()
+        feed.doubt_all()
+
+    watch.on_change, feed.on_end, feed.unsettled = on_change, promises.forget, promises.unsettled
     gateway = Gateway(
         settings=settings,
         redis=redis,
@@ -75,6 +83,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         fleet=fleet,
         feed=feed,
         watch=watch,
+        promises=promises,
         cards=Cards(fleet),
         tokenizers=Tokenizers(fleet),
         metrics=GatewayMetrics(_version()),
@@ -82,7 +91,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     app.state.gateway = gateway
     await watch.look()  # so that the first request already knows
-    roles = {"watch": watch.run, "sweep": lambda: _sweep(queue, watch), "feed": feed.run, "keep reading": feed.keep}
+    roles = {
+        "watch": watch.run,
+        "sweep": lambda: _sweep(queue, watch),
+        "feed": feed.run,
+        "keep reading": feed.keep,
+        "keep promises": promises.run,
+    }
     tasks = [asyncio.create_task(_for_ever(name, role), name=name) for name, role in roles.items()]
     log.info("Started the gateway", extra={"gateway": feed.gateway})
     try:

@@ -16,6 +16,7 @@ from dispatch.messages import ModelCard
 from dispatch.metrics import GatewayMetrics
 from dispatch.queue import Queue
 from dispatch.settings import Settings
+from gateway.promises import Promises
 from gateway.streaming import Feed
 from gateway.tokenizing import Tokenizers
 from gateway.watching import Watch
@@ -59,6 +60,7 @@ class Gateway:
     fleet: Fleet
     feed: Feed
     watch: Watch
+    promises: Promises
     cards: Cards
     tokenizers: Tokenizers
     metrics: GatewayMetrics

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -37,6 +37,18 @@ class Over(Enum):
     LEFT = "left"  # the client disconnected
     CUT = "cut"  # the client did not read: its buffer was full
     CLOSING = "closing"  # this gateway shuts down
+
+
+class NotYet(PenstockError):
+    """Redis has just gone back in time and does not know the request; whoever accepted it may be giving it back."""
+
+    def __init__(self, request: str) -> None:
+        super().__init__(
+            "redis_unavailable",
+            f"Redis has just come back and does not know request {request[:60]!r} yet.",
+            hint="Ask again in a few seconds.",
+            retry_after_s=2,
+        )
 
 
 class Reader:
@@ -136,6 +148,8 @@ class Reader:
         self.seq, self.chain = entry.seq, entry.chain
         self.ended = entry.kind is EntryKind.END
         self._items.append(entry)
+        if self.ended:
+            self._feed.on_end(self.request)
 
     async def _reattach(self, deadline: float) -> bool:
         while self.over is None:
@@ -143,6 +157,8 @@ class Reader:
                 # Shielded: a client that leaves must not break a connection in the middle of a reply.
                 await asyncio.shield(self.attach())
                 return True
+            except NotYet:
+                pass
             except STORE_FAULT as error:
                 if not is_unreachable(error):
                     raise
@@ -152,7 +168,7 @@ class Reader:
         return True
 
     async def attach(self) -> None:
-        """Register with Redis and take the log after the last seq. Raises request_not_found or stream_expired."""
+        """Register with Redis and take the log after the last seq. Raises request_not_found, stream_expired or NotYet."""
         async with self._feed.attaching(self.request):
             self._stale, self._attaching, self._early = False, True, []
             try:
@@ -165,6 +181,9 @@ class Reader:
             finally:
                 self._attaching = False
         if found.status is AttachStatus.MISSING:
+            if await self._feed.unsettled():
+                self._stale = True
+                raise NotYet(self.request)
             raise not_found(self.request)
         if found.status is AttachStatus.GONE:
             raise expired(self.request)
@@ -193,13 +212,18 @@ class _Readers:
 
 
 class Feed:
-    """This gateway's one feed and all its readers. `gateway` is new for every process."""
+    """This gateway's one feed and all its readers. `gateway` is new for every process.
+
+    `on_end` hears of each request whose end was read; `unsettled` says whether Redis has just gone back in time.
+    """
 
     def __init__(self, queue: Queue, reading: Queue, *, buffer_bytes: int) -> None:
         self.queue = queue
         self.gateway = f"g-{secrets.token_hex(4)}"
         self.buffer_bytes = buffer_bytes
         self.closing = False
+        self.on_end: Callable[[str], None] = lambda request: None
+        self.unsettled: Callable[[], Awaitable[bool]] = _settled
         self._reading = reading  # the same laws on a connection of its own: it blocks
         self._requests: dict[str, _Readers] = {}
         self._attaching = asyncio.Semaphore(_ATTACH_AT_ONCE)
@@ -266,10 +290,10 @@ class Feed:
                 if troubled:
                     troubled = False
                     log.info("Read the feed again", extra={"gateway": self.gateway})
-                    self._doubt_all()
+                    self.doubt_all()
                 for entry in entries:
                     if entry is None:
-                        self._doubt_all()
+                        self.doubt_all()
                         continue
                     readers = self._requests.get(entry.request)
                     if readers is not None:
@@ -318,7 +342,8 @@ class Feed:
         for task in self._leaving:
             task.cancel()
 
-    def _doubt_all(self) -> None:
+    def doubt_all(self) -> None:
+        """Something may have been missed: every reader attaches again."""
         for readers in self._requests.values():
             for reader in readers.here:
                 reader.doubt()
@@ -342,6 +367,10 @@ class Feed:
         readers = self._requests.get(request)
         if readers is not None and not readers.here and not readers.lock.locked():
             del self._requests[request]
+
+
+async def _settled() -> bool:
+    return False
 
 
 def not_found(request: str) -> PenstockError:

@@ -29,7 +29,7 @@ from dispatch.messages import (
 from dispatch.states import RequestState
 from gateway.context import Gateway
 from gateway.sse import watched
-from gateway.streaming import Over, Reader, expired, not_found
+from gateway.streaming import NotYet, Over, Reader, expired, not_found
 
 _TRIES = 3
 _RETRY_S = 0.1
@@ -114,6 +114,8 @@ async def submit(gateway: Gateway, new: NewRequest) -> Enqueued:
             hint="Use a new key for a new request.",
             param="idempotency-key",
         )
+    if done.status is EnqueueStatus.OK:
+        gateway.promises.remember(new)
     return done
 
 
@@ -202,6 +204,8 @@ async def owned_record(gateway: Gateway, request: str, tenant: str) -> RequestRe
         stone = await gateway.queue.tombstone(request)
         if stone is not None and stone.tenant == tenant:
             raise expired(request)
+        if await gateway.promises.unsettled():
+            raise NotYet(request)
         raise not_found(request)
     if record.tenant != tenant:
         raise not_found(request)

@@ -1,7 +1,7 @@
 """Whether Redis answers this gateway: looked at all the time, so that nothing has to wait for a timeout to find out.
 
 A server that is stopped keeps its connections open: without this each request would wait out a socket's patience before
-its 503. Never here: what follows for streams (streaming.py, they wait and go on).
+its 503. Never here: what follows for streams (streaming.py, they wait and go on) and for accepted requests (promises.py).
 """
 
 import asyncio
@@ -24,10 +24,11 @@ _RETRY_AFTER_S = 2
 class Watch:
     """Looks for ever. `look` asks which server answers, on a connection that nothing else uses.
 
-    `history` is the last answer, `answer_s` how long it took.
+    `history` is the last answer, `answer_s` how long it took. `on_change` is called when another history goes on than before.
     """
 
     def __init__(self, look: Callable[[], Awaitable[ServerHistory]]) -> None:
+        self.on_change: Callable[[], None] = lambda: None
         self.history: ServerHistory | None = None
         self.answer_s = 0.0
         self._look = look
@@ -79,11 +80,14 @@ class Watch:
                 self._silent("it is a replica: nothing can be written")
 
     def _answered(self, found: ServerHistory) -> None:
-        self.history = found
+        before, self.history = self.history, found
         self._here.set()
         if self._away_since is not None:
             log.warning("Redis answers again", extra={"away_s": round(time.monotonic() - self._away_since, 1)})
             self._away_since = None
+        if before is not None and before != found:
+            log.warning("Redis goes on in another history: look for what it forgot", extra={"run_id": found.run_id[:12]})
+            self.on_change()
 
     def _silent(self, why: str) -> None:
         if self._away_since is None:

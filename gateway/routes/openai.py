@@ -186,7 +186,7 @@ class OpenAIFrames:
 
     def rewind(self) -> bytes:
         """There is no word for it: better an error than a spliced answer."""
-        raise PenstockError("redis_unavailable", "Redis lost a part of this answer.", hint="Ask again.")
+        raise PenstockError("stream_rewound", "Redis went back in time and lost a part of this answer.", hint="Ask again.")
 
     def failure(self, error: PenstockError) -> bytes:
         """An error frame, as the clients know it."""

@@ -33,6 +33,8 @@ async def livez() -> Response:
 async def readyz(http_request: Request) -> Response:
     """Redis answers and nothing drains. Does not need workers: requests may wait for one to be started."""
     gateway = gateway_of(http_request)
+    if not gateway.watch.away:  # known already: nobody waits for a timeout
+        await gateway.watch.look()
     here = not gateway.watch.away
     checks = [
         (here, f"redis ok {gateway.watch.answer_s * 1000:.1f}ms" if here else "redis does not answer"),

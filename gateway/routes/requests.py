@@ -176,6 +176,7 @@ async def delete(http_request: Request, request_id: str, tenant: Tenant) -> Resp
     await owned_record(gateway, request_id, tenant)
     if await gateway.queue.cancel(request_id) is None:
         raise not_found(request_id)
+    gateway.promises.forget(request_id)
     return as_json(request_document(await owned_record(gateway, request_id, tenant), None))
 
 

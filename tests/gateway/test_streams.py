@@ -187,14 +187,14 @@ async def test_a_cut_feed_loses_nothing(
     worker.queue = Queue(worker.queue._redis, QueueRules(feed_cap=5))
     worker.plan = lambda request: [f"{request.messages[0]['content']}:{n} " for n in range(150)]
     cuts = 0
-    doubt_all = Feed._doubt_all
+    doubt_all = Feed.doubt_all
 
     def counted(self: Feed) -> None:
         nonlocal cuts
         cuts += 1
         doubt_all(self)
 
-    monkeypatch.setattr(Feed, "_doubt_all", counted)
+    monkeypatch.setattr(Feed, "doubt_all", counted)
     monkeypatch.setattr(gateway.streaming, "_TRIM_EVERY_S", 1000.0)  # what is read stays, so that the cap is reached
     async with serving(settings_for(server_url)) as running:
 
@@ -363,5 +363,9 @@ async def test_redis_away_is_503_and_streams_go_on_when_it_is_back(
         await tap.to(9)
         frames = [json.loads(text[6:]) async for text in lines if text.startswith("data: {")]
         assert "".join(f["choices"][0]["delta"].get("content") or "" for f in frames) == "".join(words_of(9))
-        assert (await running.client.get("/readyz")).status_code == 200
+        await until(lambda: _is_ready(running))
     await line.cut()
+
+
+async def _is_ready(running: Running) -> bool:
+    return (await running.client.get("/readyz")).status_code == 200
