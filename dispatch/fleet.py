@@ -44,24 +44,36 @@ class Fleet:
         alive = [decode(b, Heartbeat, keys.heartbeat(i)) for i, b in zip(ids, beats, strict=True) if b is not None]
         return sorted(alive, key=lambda h: (h.started_at_ms, h.id))
 
-    async def put_card(self, card: ModelCard, tokenizer: TokenizerFiles | None) -> ModelCard:
+    async def put_card(self, card: ModelCard, tokenizer: TokenizerFiles | None, *, publisher: str = "") -> ModelCard:
         """Publish a model's card and its tokenizer files; returns the card as stored.
 
-        Its `max_cost_tokens` never shrinks by this: a small worker does not make a big one's requests impossible.
+        Beside other standing workers of the same engine its `max_cost_tokens` never shrinks by this: a small worker does
+        not make a big one's requests impossible. The first to stand says anew what can be held. `publisher` is the id of
+        the worker that publishes.
         """
         if tokenizer is not None:
             stored = encode(tokenizer)
             sha256 = hashlib.sha256(stored).hexdigest()
             await self._redis.set(keys.tokenizer(sha256), stored)
             card = replace(card, tokenizer=sha256)
-        known = await self.card(keys.check_model_name(card.name))
-        if known is not None:
-            card = replace(card, max_cost_tokens=max(card.max_cost_tokens, known.max_cost_tokens))
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(keys.model_card(card.name), encode(card))
+        key = keys.model_card(keys.check_model_name(card.name))
+        others = any(h.model == card.name and h.id != publisher for h in await self.workers())
+
+        async def store(pipe: Any) -> ModelCard:
+            known = await pipe.get(key)
+            kept = card
+            if known is not None and others:
+                before = decode(known, ModelCard, key)
+                if before.engine == card.engine:
+                    kept = replace(card, max_cost_tokens=max(card.max_cost_tokens, before.max_cost_tokens))
+            pipe.multi()
+            pipe.set(key, encode(kept))
             pipe.sadd(keys.MODELS, card.name)
-            await pipe.execute()
-        return card
+            return kept
+
+        # Two workers that start together must not undo each other: whoever was overtaken looks again.
+        stored_card: ModelCard = await self._redis.transaction(store, key, value_from_callable=True)
+        return stored_card
 
     async def card(self, name: str) -> ModelCard | None:
         """The card of a model, or None."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
 from dispatch.messages import Heartbeat, Offer
@@ -117,7 +118,7 @@ class Worker:
         complaint = Complaint("publish the model's card")
         while (life := self._life) is not None:
             try:
-                await self._fleet.put_card(life.info.card, life.info.tokenizer)
+                await self._fleet.put_card(life.info.card, life.info.tokenizer, publisher=self.id)
                 complaint.worked()
                 return
             except STORE_FAULT as error:
@@ -130,7 +131,10 @@ class Worker:
         """Until a drain is over or the engine is dead."""
         self._life, self._vitals.info = life, life.info
         self._steps.hang_s = life.hang_s(self._settings.hang_s)
-        await self._until_draining(asyncio.create_task(self._publish()))
+        try:
+            await self._unless_draining(self._publish())
+        except PenstockError as error:
+            raise NoEngine("The model's card cannot be published.", error.message, error.hint) from error
         if not self._draining.is_set() and not life.died.done():
             self.state, self._intake.accepting = WorkerState.READY, True
             if sick is not None:
@@ -279,7 +283,12 @@ class Worker:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("fail in the background", extra={"error": str(error)})
 
     async def _unless_draining(self, work: Coroutine[Any, Any, _T]) -> _T | None:
         """What the work returns; None, and it is broken off, when there is no use for it any more."""
