@@ -1,6 +1,6 @@
 """What can go wrong, whose fault it is, how HTTP says it, and whether trying again helps. Pure.
 
-Every error says what happened, why, and what to do. Never here: the HTTP response itself (gateway/app.py).
+Every error says what happened, why, and what to do. Never here: the HTTP response itself (gateway/problems.py).
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,6 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "context_length_exceeded": ErrorKind(400, Fault.CLIENT, False, "Prompt and answer do not fit the model's context"),
     "unschedulable": ErrorKind(422, Fault.CLIENT, False, "No worker can ever hold this request"),
     "queue_full": ErrorKind(429, Fault.SERVER, True, "The backlog is full"),
-    "queue_paused": ErrorKind(503, Fault.OPERATOR, True, "The queue is paused"),
     "draining": ErrorKind(503, Fault.SERVER, True, "This gateway is shutting down"),
     "redis_unavailable": ErrorKind(503, Fault.OPERATOR, True, "Redis does not answer"),
     "redis_unsuitable": ErrorKind(503, Fault.OPERATOR, False, "Redis cannot be used"),

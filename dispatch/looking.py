@@ -1,14 +1,17 @@
 """Looking at the queue without changing it: records, logs, lines, counters.
 
-Never here: a write. What is read is read strictly; a record that cannot be read is an error that names its key.
+Never here: a write. What is read is read strictly: a record that cannot be read is an error that names its key, and in
+a list it is passed over with a line in the log, so that it does not hide the others.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from dispatch import messages as m
 from dispatch.batching import Batched
@@ -17,7 +20,9 @@ from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
 from dispatch.states import OnDisconnect, Priority, RequestState
 
+POSITION_SCAN = 200
 _PAGE = 100
+_log = logging.getLogger("penstock.dispatch")
 
 
 class Looking:
@@ -63,8 +68,11 @@ class Looking:
         """The whole log so far."""
         return list(entries_from(request, await self._redis.xrange(self._keys.output(request))))
 
-    async def position(self, record: m.RequestRecord, scan: int = 1000) -> int | None:
-        """How many will be looked at before it, + 1; None if it does not wait or stands further back than `scan`."""
+    async def position(self, record: m.RequestRecord, scan: int = POSITION_SCAN) -> int | None:
+        """How many will be looked at before it, + 1; None if it does not wait or stands further back in its line than `scan`.
+
+        Clients ask this again and again while they wait: it must stay cheap however long the line is.
+        """
         if record.state is not RequestState.QUEUED:
             return None
         ahead = 0
@@ -103,23 +111,51 @@ class Looking:
         """What an incarnation of a worker holds."""
         return [i.decode() for i in await self._redis.hkeys(self._keys.held(worker))]
 
-    async def list_requests(self, *, before_ms: int | None = None) -> AsyncIterator[m.RequestRecord]:
-        """Newest first; `before_ms` goes on from there (exclusive)."""
-        upper: Any = "+inf" if before_ms is None else f"({before_ms}"
-        start = 0
+    async def list_requests(self, *, before: tuple[int, str] | None = None) -> AsyncIterator[m.RequestRecord]:
+        """Newest first; `before` goes on from a row, (created_at_ms, id), exclusive. (ms, ""): from before that moment.
+
+        What arrives meanwhile is newer and shifts nothing; a record that cannot be read is passed over, and logged.
+        """
+        damaged = 0
+        try:
+            async for ids in self._listed(before):
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for request in ids:
+                        pipe.hgetall(self._keys.request(request))
+                    hashes = await pipe.execute(raise_on_error=False)
+                for request, fields in zip(ids, hashes, strict=True):
+                    try:
+                        if isinstance(fields, ResponseError):
+                            raise _unreadable(self._keys.request(request), fields) from fields
+                        if isinstance(fields, Exception):
+                            raise fields
+                        if fields:
+                            yield _record(request, fields, self._keys.request(request))
+                    except PenstockError as error:
+                        damaged += 1
+                        if damaged == 1:
+                            _log.warning("Pass over a record that cannot be read", extra={"error": error.message})
+        finally:
+            if damaged > 1:
+                _log.warning("Passed over records that cannot be read", extra={"records": damaged})
+
+    async def _listed(self, before: tuple[int, str] | None) -> AsyncIterator[list[str]]:
+        """Pages of ids, newest first; of one moment the greater id first, as Redis sorts them."""
+        last, ties = before, 0
         while True:
-            ids = await self._redis.zrange(self._keys.requests, upper, "-inf", desc=True, byscore=True, offset=start, num=_PAGE)
-            if not ids:
+            upper = "+inf" if last is None else last[0]
+            page = await self._redis.zrange(
+                self._keys.requests, upper, "-inf", desc=True, withscores=True, byscore=True, offset=ties, num=_PAGE
+            )
+            if not page:
                 return
-            start += len(ids)
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for raw in ids:
-                    pipe.hgetall(self._keys.request(raw.decode()))
-                hashes = await pipe.execute()
-            for raw, fields in zip(ids, hashes, strict=True):
-                if fields:
-                    request = raw.decode()
-                    yield _record(request, fields, self._keys.request(request))
+            rows = [(int(score), raw.decode()) for raw, score in page]
+            found = [row for row in rows if last is None or row < last]
+            if found:
+                last, ties = found[-1], 0
+                yield [request for _, request in found]
+            else:  # more of one moment than a page holds
+                ties += len(page)
 
     async def stats(self, model: str) -> m.QueueStats:
         """A model's lines and counters."""
@@ -202,8 +238,12 @@ def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> m.RequestR
             story=tuple(msgspec.json.decode(line, type=m.Attempt) for line in text("story").splitlines()),
         )
     except (ValueError, msgspec.MsgspecError) as error:
-        raise PenstockError(
-            "bad_record",
-            f"{key} cannot be read: {error}.",
-            hint="Another program may have written this key; delete it, or point Penstock at a Redis of its own.",
-        ) from error
+        raise _unreadable(key, error) from error
+
+
+def _unreadable(key: str, why: Exception) -> PenstockError:
+    return PenstockError(
+        "bad_record",
+        f"{key} cannot be read: {why}.",
+        hint="Another program may have written this key; delete it, or point Penstock at a Redis of its own.",
+    )

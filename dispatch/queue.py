@@ -239,10 +239,12 @@ class Queue(Looking):
             await self._batched.execute("PEXPIRE", key(letter.request), self.rules.retention_ms, "LT")
         return bool(await self._batched.execute("XDEL", self._keys.dead, letter.entry))
 
-    async def purge(self, model: str, priority: Priority | None = None) -> int:
-        """Cancel all that waits now; returns how many."""
+    async def purge(self, model: str, priority: Priority | None = None, *, tenant: str = "") -> int:
+        """Cancel all that waits now, of one tenant if one is named; returns how many."""
         cancelled = 0
         for request in await self.waiting(model, priority):
+            if tenant and await self._batched.execute("HGET", self._keys.request(request), "tenant") != tenant.encode():
+                continue
             state = await self.cancel(request, "its queue was purged")
             cancelled += state is RequestState.CANCELLED
         return cancelled

@@ -1,7 +1,8 @@
 """Before any work is queued: is the request valid, does it fit, what does it cost? What it returns is ready for enqueue.
 
 A request that names no max_tokens gets what is left of the model's context, at most `DEFAULT_MAX_TOKENS`, and no more
-than the largest worker could ever hold: that number is stored, priced and honoured.
+than the largest worker could ever hold: that number is stored, priced and honoured. Only an upstream server is not told
+it: it ends an answer as it would for any other client that names no limit.
 Never here: HTTP bodies (bodies.py), the types of fields (fields.py), Redis beyond cards and tokenizers.
 """
 
@@ -31,6 +32,7 @@ class Terms:
     priority: Priority = Priority.NORMAL
     max_attempts: int = 3
     on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    on_disconnect_is_default: bool = True
     tenant: str = ""
     reader: str = ""
     idempotency: str = ""
@@ -152,6 +154,7 @@ def terms_from(
         priority=priority or Priority.NORMAL,
         max_attempts=fields.max_attempts if fields and fields.max_attempts else settings.max_attempts,
         on_disconnect=wish or on_disconnect,
+        on_disconnect_is_default=wish is None,
         tenant=tenant,
         idempotency=hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if key else "",
         body_hash=hashlib.sha256(raw_body).hexdigest() if key else "",

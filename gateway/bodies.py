@@ -1,4 +1,4 @@
-"""Reading a JSON body within limits, before any work is done with it. Never here: what its fields mean (admission.py)."""
+"""Reading a JSON body within limits, before any work is done with it. Never here: what its fields mean (fields.py)."""
 
 import asyncio
 import contextlib

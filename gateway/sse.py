@@ -16,6 +16,8 @@ from starlette.types import Receive, Scope, Send
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, as_penstock
 from dispatch.messages import EntryKind, LogEntry
+from dispatch.states import RequestState
+from gateway.context import Gateway
 from gateway.streaming import Over, Reader
 
 ABORT_EXTENSION = "penstock.abort"
@@ -135,6 +137,27 @@ class EventStream(Response):
     async def _write(self, send: Send, message: dict[str, object]) -> None:
         async with asyncio.timeout(self._limits.write_timeout_s):
             await send(message)
+
+
+def streamed(gateway: Gateway, reader: Reader, frames: Frames, headers: Mapping[str, str]) -> EventStream:
+    """The response that carries a reader's log. The reader is its own from now on."""
+    gateway.metrics.streams_open.inc()
+
+    def over(why: Over | None) -> None:
+        gateway.metrics.streams_open.dec()
+        count_over(gateway, reader, why)
+        gateway.feed.leave(reader)
+
+    limits = StreamLimits(gateway.settings.gateway.ping_s, gateway.settings.gateway.write_timeout_s)
+    return EventStream(reader, frames, limits, over, headers)
+
+
+def count_over(gateway: Gateway, reader: Reader, over: Over | None) -> None:
+    """Count why a reader was over before its log."""
+    if over is Over.LEFT and not reader.ended:
+        gateway.metrics.disconnects.labels(RequestState.RUNNING if reader.seq else RequestState.QUEUED).inc()
+    elif over is Over.CUT:
+        gateway.metrics.readers_cut.inc()
 
 
 def one_line(data: bytes) -> bytes:

@@ -26,10 +26,9 @@ from dispatch.messages import (
     RequestRecord,
     encode,
 )
-from dispatch.states import RequestState
 from gateway.context import Gateway
 from gateway.sse import watched
-from gateway.streaming import NotYet, Over, Reader, expired, not_found
+from gateway.streaming import NotYet, Reader, expired, not_found
 
 _TRIES = 3
 _RETRY_S = 0.1
@@ -210,11 +209,3 @@ async def owned_record(gateway: Gateway, request: str, tenant: str) -> RequestRe
     if record.tenant != tenant:
         raise not_found(request)
     return record
-
-
-def count_over(gateway: Gateway, reader: Reader, over: Over | None) -> None:
-    """Count why a reader was over before its log."""
-    if over is Over.LEFT and not reader.ended:
-        gateway.metrics.disconnects.labels(RequestState.RUNNING if reader.seq else RequestState.QUEUED).inc()
-    elif over is Over.CUT:
-        gateway.metrics.readers_cut.inc()

@@ -1,6 +1,6 @@
 """The server that `up` starts for itself: finding a binary, its configuration, a free port.
 
-Never here: speaking Redis (dispatch/checks.py does), deciding when to start or stop it (up.py).
+Never here: speaking Redis (dispatch/checks.py does), deciding when to start or stop it (household.py).
 """
 
 import importlib.util

@@ -23,9 +23,9 @@ from gateway.context import Gateway, gateway_of, store_present
 from gateway.fields import ChatFields, CompletionFields, Sampled, parse
 from gateway.problems import ended_badly, error_member, problem
 from gateway.shapes import as_json, with_total
-from gateway.sse import EventStream, StreamLimits
+from gateway.sse import count_over, streamed
 from gateway.streaming import Over, Reader
-from gateway.submitting import Outcome, count_over, read_end, read_log, read_to_end, submit_read
+from gateway.submitting import Outcome, read_end, read_log, read_to_end, submit_read
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(authenticated), Depends(store_present)])
 
@@ -80,7 +80,7 @@ async def _answer(http_request: Request, tenant: str, shape: type[Sampled], kind
         headers["idempotency-replayed"] = "true"
     if fields.stream:
         include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
-        return _stream(gateway, reader, OpenAIFrames(kind, done, admitted.card.name, include_usage, timer), headers)
+        return streamed(gateway, reader, OpenAIFrames(kind, done, admitted.card.name, include_usage, timer), headers)
     try:
         timeout_s = terms.deadline_ms / 1000 + _AFTER_DEADLINE_S
         entries = await read_to_end(http_request.receive, reader, timeout_s)
@@ -88,18 +88,6 @@ async def _answer(http_request: Request, tenant: str, shape: type[Sampled], kind
     finally:
         count_over(gateway, reader, reader.over)
         gateway.feed.leave(reader)
-
-
-def _stream(gateway: Gateway, reader: Reader, frames: "OpenAIFrames", headers: dict[str, str]) -> EventStream:
-    gateway.metrics.streams_open.inc()
-
-    def over(why: Over | None) -> None:
-        gateway.metrics.streams_open.dec()
-        count_over(gateway, reader, why)
-        gateway.feed.leave(reader)
-
-    limits = StreamLimits(gateway.settings.gateway.ping_s, gateway.settings.gateway.write_timeout_s)
-    return EventStream(reader, frames, limits, over, headers)
 
 
 def _whole(

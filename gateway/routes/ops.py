@@ -1,4 +1,4 @@
-"""Health, version and metrics: no key needed, no secret in them, nothing cached. operations.md, Health endpoints.
+"""Health, version and metrics: no key needed, no secret in them, nothing cached.
 
 Never here: anything about a single request.
 """

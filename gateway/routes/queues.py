@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from dispatch.errors import PenstockError
 from dispatch.states import Priority
-from gateway.auth import authenticated
+from gateway.auth import Tenant, authenticated
 from gateway.context import gateway_of, store_present
 from gateway.shapes import as_json, queue_document
 
@@ -36,8 +36,8 @@ async def resume(http_request: Request, model: str) -> Response:
 
 
 @router.post("/{model:path}/purge")
-async def purge(http_request: Request, model: str) -> Response:
-    """Cancel all that waits, or what waits with `?priority=`."""
+async def purge(http_request: Request, model: str, tenant: Tenant) -> Response:
+    """Cancel all of this key's requests that wait, or those of `?priority=`."""
     gateway = gateway_of(http_request)
     card = await gateway.cards.get(model)
     text = http_request.query_params.get("priority")
@@ -46,7 +46,7 @@ async def purge(http_request: Request, model: str) -> Response:
         raise PenstockError(
             "invalid_request", f"priority: {text[:40]!r} is none of {words}.", hint=f"Use one of {words}.", param="priority"
         )
-    removed = await gateway.queue.purge(card.name, Priority(text) if text else None)
+    removed = await gateway.queue.purge(card.name, Priority(text) if text else None, tenant=tenant)
     return as_json({"object": "queue", "model": card.name, "removed": removed})
 
 

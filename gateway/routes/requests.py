@@ -1,4 +1,4 @@
-"""The native API of one request: submit, look, stream, result, cancel, retry, list. http.md section 1.
+"""The native API of one request: submit, look, stream, result, cancel, retry, list.
 
 Never here: other APIs' words.
 """
@@ -25,9 +25,9 @@ from gateway.context import Gateway, gateway_of, store_present
 from gateway.fields import NativeFields, parse
 from gateway.problems import error_member
 from gateway.shapes import accepted_document, as_json, etag_of, is_ended, request_document, result_document, story_headers
-from gateway.sse import EventStream, StreamLimits, one_line
-from gateway.streaming import Over, Reader, expired, not_found
-from gateway.submitting import count_over, kept_input, owned_record, read_log, read_to_end, renewed, submit, submit_read
+from gateway.sse import count_over, one_line, streamed
+from gateway.streaming import Over, expired, not_found
+from gateway.submitting import kept_input, owned_record, read_log, read_to_end, renewed, submit, submit_read
 
 router = APIRouter(prefix="/v1/requests", dependencies=[Depends(authenticated), Depends(store_present)])
 
@@ -51,7 +51,8 @@ async def post(http_request: Request, tenant: Tenant) -> Response:
             "unsupported", "stream: this route queues.", hint="Read the stream from `links.events`.", param="stream"
         )
     wait_s = _preferred_wait(http_request)
-    # A client that waits here has no id yet: when it leaves, nobody can ever read the answer.
+    # A client that waits here has no id yet: when it leaves, nobody can ever read the answer. Once it has the id, it can;
+    # unless it named another wish.
     default = OnDisconnect.CANCEL if wait_s else OnDisconnect.CONTINUE
     terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, fields, default)
     if not wait_s:
@@ -62,7 +63,7 @@ async def post(http_request: Request, tenant: Tenant) -> Response:
     then_continue = False
     try:
         entries = await read_to_end(http_request.receive, reader, wait_s)
-        then_continue = reader.over is not Over.LEFT
+        then_continue = terms.on_disconnect_is_default and reader.over is not Over.LEFT
         headers = {"preference-applied": f"wait={int(wait_s)}", **_replayed(done)}
         if entries and entries[-1].kind is EntryKind.END:
             return await _result(gateway, await owned_record(gateway, done.id, tenant), entries, headers)
@@ -85,14 +86,12 @@ async def list_requests(http_request: Request, tenant: Tenant) -> Response:
         )
     limit = _number(query.get("limit"), "limit", _PAGE, 1, _LARGEST_PAGE)
     since_ms = _moment_ms(query.get("since"))
-    before_ms, before_id = _cursor(query.get("cursor"))
+    before = _cursor(query.get("cursor"))
     found: list[RequestRecord] = []
     scanned, last, more = 0, None, False
-    pages: AsyncIterator[RequestRecord] = gateway.queue.list_requests(before_ms=None if before_ms is None else before_ms + 1)
+    pages: AsyncIterator[RequestRecord] = gateway.queue.list_requests(before=before)
     async with aclosing(pages) as records:  # type: ignore[type-var]
         async for record in records:
-            if record.created_at_ms == before_ms and record.id >= before_id:
-                continue
             if since_ms is not None and record.created_at_ms < since_ms:
                 break
             if len(found) == limit or scanned == _SCANNED:
@@ -114,11 +113,7 @@ async def list_requests(http_request: Request, tenant: Tenant) -> Response:
 async def get(http_request: Request, request_id: str, tenant: Tenant) -> Response:
     """One request. `?wait=N`: answers when it has ended, or after N seconds. With If-None-Match: 304 if nothing changed."""
     gateway = gateway_of(http_request)
-    record = await owned_record(gateway, request_id, tenant)
-    wait_s = _number(http_request.query_params.get("wait"), "wait", 0, 0, int(MAX_WAIT_S))
-    if wait_s and not is_ended(record.state):
-        await _wait_for_end(gateway, http_request, record, wait_s)
-        record = await owned_record(gateway, request_id, tenant)
+    record = await _awaited(gateway, http_request, request_id, tenant)
     document = request_document(record, await gateway.queue.position(record))
     etag = etag_of(document)
     headers = {"etag": etag, "cache-control": "no-cache", **story_headers(record)}
@@ -134,11 +129,7 @@ async def get(http_request: Request, request_id: str, tenant: Tenant) -> Respons
 async def result(http_request: Request, request_id: str, tenant: Tenant) -> Response:
     """The whole result; 202 with the request while it is unfinished; 410 when it is no longer kept."""
     gateway = gateway_of(http_request)
-    record = await owned_record(gateway, request_id, tenant)
-    wait_s = _number(http_request.query_params.get("wait"), "wait", 0, 0, int(MAX_WAIT_S))
-    if wait_s and not is_ended(record.state):
-        await _wait_for_end(gateway, http_request, record, wait_s)
-        record = await owned_record(gateway, request_id, tenant)
+    record = await _awaited(gateway, http_request, request_id, tenant)
     if not is_ended(record.state):
         return as_json(request_document(record, await gateway.queue.position(record)), 202, {"retry-after": "1"})
     entries = await gateway.queue.output(request_id)
@@ -166,7 +157,7 @@ async def events(http_request: Request, request_id: str, tenant: Tenant) -> Resp
         gateway.feed.leave(reader)
         raise
     opening_id = f"{seq}-{chain}" if seq else f"0-{_first_chain(request_id)}"
-    return _stream(gateway, reader, NativeFrames(document, opening_id), {"x-penstock-request": request_id})
+    return streamed(gateway, reader, NativeFrames(document, opening_id), {"x-penstock-request": request_id})
 
 
 @router.delete("/{request_id}")
@@ -227,24 +218,18 @@ class NativeFrames:
         return b"event: error\ndata: %s\n\n" % msgspec.json.encode({"error": error_member(error)})
 
 
-def _stream(gateway: Gateway, reader: Reader, frames: NativeFrames, headers: dict[str, str]) -> EventStream:
-    gateway.metrics.streams_open.inc()
-
-    def over(why: Over | None) -> None:
-        gateway.metrics.streams_open.dec()
-        count_over(gateway, reader, why)
-        gateway.feed.leave(reader)
-
-    limits = StreamLimits(gateway.settings.gateway.ping_s, gateway.settings.gateway.write_timeout_s)
-    return EventStream(reader, frames, limits, over, headers)
-
-
-async def _wait_for_end(gateway: Gateway, http_request: Request, record: RequestRecord, wait_s: float) -> None:
+async def _awaited(gateway: Gateway, http_request: Request, request_id: str, tenant: str) -> RequestRecord:
+    """The record: at once, or with `?wait=N` when it has ended or after N seconds."""
+    record = await owned_record(gateway, request_id, tenant)
+    wait_s = _number(http_request.query_params.get("wait"), "wait", 0, 0, int(MAX_WAIT_S))
+    if not wait_s or is_ended(record.state):
+        return record
     reader = gateway.feed.subscribe(record.id, after_seq=record.seq, after_chain=record.chain if record.seq else "")
     try:
         await read_to_end(http_request.receive, reader, wait_s)
     finally:
         gateway.feed.leave(reader)
+    return await owned_record(gateway, request_id, tenant)
 
 
 async def _result(gateway: Gateway, record: RequestRecord, entries: list[LogEntry], headers: dict[str, str]) -> Response:
@@ -320,9 +305,9 @@ def _moment_ms(text: str | None) -> int | None:
         ) from error
 
 
-def _cursor(text: str | None) -> tuple[int | None, str]:
+def _cursor(text: str | None) -> tuple[int, str] | None:
     if not text:
-        return None, ""
+        return None
     match = re.fullmatch(r"([0-9]{1,15})-(s[0-9]{1,3}\.[0-9a-f]{32})", text)
     if match is None:
         raise PenstockError(

@@ -7,6 +7,8 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Route
 
 from dispatch.errors import PenstockError
+from dispatch.fleet import Fleet
+from dispatch.queue import Queue
 from dispatch.settings import GatewaySettings, Settings
 from gateway.app import build
 from gateway.auth import check_bind
@@ -79,6 +81,20 @@ async def test_another_tenants_request_does_not_exist(redis: object, server_url:
         for headers in (mine, other):
             answer = await gateway.client.post("/v1/requests", json=CHAT, headers={**headers, "Idempotency-Key": "same"})
             assert "idempotency-replayed" not in answer.headers
+
+
+async def test_a_purge_takes_only_what_is_the_keys_own(redis: object, server_url: str, queue: Queue, fleet: Fleet) -> None:
+    await FakeWorker(queue, fleet).publish()
+    async with serving(settings_for(server_url, keys=KEYS)) as gateway:
+        mine, other = ({"Authorization": f"Bearer {key}"} for key in KEYS)
+        ids = [(await gateway.client.post("/v1/requests", json=CHAT, headers=h)).json()["id"] for h in (mine, mine, other)]
+        answer = await gateway.client.post("/v1/queues/demo/purge", headers=mine)
+        assert answer.json()["removed"] == 2
+        states = [
+            (await gateway.client.get(f"/v1/requests/{request}", headers=h)).json()["status"]
+            for request, h in zip(ids, (mine, mine, other), strict=True)
+        ]
+    assert states == ["cancelled", "cancelled", "queued"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
