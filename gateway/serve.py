@@ -34,9 +34,14 @@ def serve(settings: Settings) -> int:
     bound = bind(settings)
     host, port = settings.gateway.host, bound.getsockname()[1]
     server = GatewayServer(build(settings), settings)
-    # uvicorn raises the signals it caught once more when it is done: by then they have been obeyed.
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    # Until uvicorn puts its own handlers in their place, these count; it raises the signals it caught once more when it is
+    # done, and by then they have been obeyed.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, end)
     log.info("Listening", extra={"host": host, "port": port})
     server.run(sockets=[bound])
     return 0 if server.started else 1

@@ -96,6 +96,7 @@ class Reader:
                 async with asyncio.timeout(max(left, 0.0)):
                     await self._wake.wait()
             except TimeoutError:
+                self._stale = True  # so long a silence may be one of the feed: the next call asks Redis first
                 return []
         items, self._items, self._unread_bytes = self._items, [], 0
         return items
@@ -205,9 +206,10 @@ class Reader:
 
 @dataclass(slots=True)
 class _Readers:
-    """The readers of one request in this process."""
+    """The readers of one request in this process, and the lock of its attaches and detaches, kept while any wants it."""
 
     here: set[Reader] = field(default_factory=set)
+    wanting: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -268,10 +270,13 @@ class Feed:
     @asynccontextmanager
     async def attaching(self, request: str) -> AsyncIterator[None]:
         """One attach or detach of a request at a time, so that the last word in Redis is the last one here."""
+        readers = self._requests.setdefault(request, _Readers())
+        readers.wanting += 1
         try:
-            async with self._requests.setdefault(request, _Readers()).lock, self._attaching:
+            async with readers.lock, self._attaching:
                 yield
         finally:
+            readers.wanting -= 1
             self._forget(request)
 
     @property
@@ -365,7 +370,7 @@ class Feed:
 
     def _forget(self, request: str) -> None:
         readers = self._requests.get(request)
-        if readers is not None and not readers.here and not readers.lock.locked():
+        if readers is not None and not readers.here and not readers.wanting:
             del self._requests[request]
 
 

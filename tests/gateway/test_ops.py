@@ -130,6 +130,25 @@ async def test_the_process_starts_without_redis_and_ends_on_sigterm(redis: objec
             process.stderr.close()
 
 
+def test_a_sigterm_while_it_is_still_starting_counts(server_url: str) -> None:
+    program = textwrap.dedent(
+        f"""
+        import os, signal, sys
+        import gateway.serve
+        from dispatch.settings import GatewaySettings, RedisSettings, Settings
+
+        def told_at_once(server, sockets, run=gateway.serve.GatewayServer.run):
+            os.kill(os.getpid(), signal.SIGTERM)  # after serve() set its handlers, before uvicorn sets its own
+            run(server, sockets)
+
+        gateway.serve.GatewayServer.run = told_at_once
+        settings = Settings(redis=RedisSettings(url={server_url!r}), gateway=GatewaySettings(port=0))
+        sys.exit(gateway.serve.serve(settings))
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=15).returncode == 0
+
+
 async def answers(client: httpx2.AsyncClient) -> bool:
     try:
         return (await client.get("/livez")).status_code == 200

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import gateway.streaming
-from dispatch.messages import AttachStatus
+from dispatch.messages import Attached, AttachStatus, InferenceRequest, InputKind, NewRequest, Sampling, encode, new_id
 from dispatch.queue import Queue
 from dispatch.rules import QueueRules
 from dispatch.states import RequestState
@@ -264,6 +264,24 @@ async def test_a_drain_that_takes_too_long_closes_streams_but_cancels_nothing(
         assert done.json()["status"] == "completed"
 
 
+@pytest.mark.parametrize("by", ["header", "body"])
+async def test_a_wait_that_is_over_keeps_what_the_client_wished_for(
+    gateway: Running, queue: Queue, worker: FakeWorker, by: str
+) -> None:
+    Tap(worker)
+    for wish, wished in (("cancel", "cancel"), ("continue", "continue"), (None, "continue")):
+        headers, body = {"Prefer": "wait=1"}, dict(CHAT)
+        if wish and by == "header":
+            headers["X-Penstock-On-Disconnect"] = wish
+        elif wish:
+            body["on_disconnect"] = wish
+        answer = await gateway.client.post("/v1/requests", json=body, headers=headers)
+        assert answer.status_code == 202
+        await until(lambda: not gateway.gateway.feed._requests)
+        record = await queue.record(answer.json()["id"])
+        assert record is not None and record.on_disconnect == wished
+
+
 async def test_a_wait_broken_by_a_drain_hands_out_the_id_and_keeps_the_request(
     redis: object, server_url: str, queue: Queue, worker: FakeWorker
 ) -> None:
@@ -299,6 +317,73 @@ async def test_readers_of_a_feed_take_dense_seqs_only(queue: Queue, worker: Fake
         full.offer(entry(seq, 60))
     assert full.over is Over.CUT
     assert (await queue.attach("s0." + "0" * 32, "")).status is AttachStatus.MISSING
+
+
+async def test_what_the_feed_never_brought_is_fetched_after_a_silence(queue: Queue, worker: FakeWorker) -> None:
+    feed = Feed(queue, queue, buffer_bytes=100_000)
+    new = NewRequest(
+        id=new_id(),
+        model=MODEL,
+        input=encode(InferenceRequest(new_id(), MODEL, InputKind.CHAT, Sampling(3))),
+        kind=InputKind.CHAT,
+        cost_tokens=16,
+        deadline_ms=60_000,
+        reader=feed.gateway,
+    )
+    reader = feed.subscribe(new.id, attached=True)  # nobody reads this feed: to the reader it is silent
+    await queue.enqueue(new)
+
+    async def ended() -> bool:
+        return await state_of(queue, new.id) is RequestState.COMPLETED
+
+    await until(ended)
+    assert await reader.next(0.01) == []
+    assert [e.kind.value for e in await reader.next(5) if e] == ["chunk", "chunk", "chunk", "end"]
+
+
+class Gated:
+    """A queue whose attaches and detaches wait to be let through; `under_way` names those that do."""
+
+    def __init__(self) -> None:
+        self.under_way: list[str] = []
+        self.gates: list[asyncio.Event] = []
+
+    async def _pass(self, what: str) -> None:
+        self.under_way.append(what)
+        self.gates.append(gate := asyncio.Event())
+        await gate.wait()
+        self.under_way.remove(what)
+
+    async def attach(self, request: str, gateway: str, *, after_seq: int, after_chain: str) -> Attached:
+        await self._pass("attach")
+        return Attached(AttachStatus.OK, RequestState.RUNNING, True, ())
+
+    async def detach(self, request: str, gateway: str, *, then_continue: bool) -> None:
+        await self._pass("detach")
+
+
+async def test_a_detach_is_over_before_the_next_reader_attaches() -> None:
+    """Else Redis could hear of the leaving last, and nobody would bring the new reader anything."""
+    gated = Gated()
+    feed = Feed(gated, gated, buffer_bytes=100)  # type: ignore[arg-type]
+    first = feed.subscribe("r")
+    attaching = asyncio.create_task(first.attach())
+    await until(lambda: gated.under_way == ["attach"])
+    feed.leave(first)  # its detach waits until that attach is over
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gated.gates[0].set()
+    await attaching
+    await until(lambda: gated.under_way == ["detach"])
+    again = asyncio.create_task(feed.subscribe("r").attach())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert gated.under_way == ["detach"]
+    gated.gates[1].set()
+    await until(lambda: gated.under_way == ["attach"])
+    gated.gates[2].set()
+    await again
+    assert feed.open_readers == 1
 
 
 class Line:

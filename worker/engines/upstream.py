@@ -33,6 +33,7 @@ _IDLE_S = 2.0
 _MAX_STALE = 3
 _MAX_ERROR_BYTES = 65_536
 _RETRYABLE_STATUS = frozenset({408, 425, 429})
+_LIMITS = ("max_tokens", "max_completion_tokens")
 _UNSUPPORTED_FIELDS = ("tools", "functions", "logprobs")
 
 
@@ -131,8 +132,10 @@ class UpstreamEngine:
 
     async def probe(self) -> None:
         messages = ({"role": "user", "content": "ping"},)
-        chat = InferenceRequest("probe", self._model, InputKind.CHAT, Sampling(max_tokens=1), messages=messages)
-        completion = InferenceRequest("probe", self._model, InputKind.COMPLETION, Sampling(max_tokens=1), prompt="ping")
+        one = Sampling(max_tokens=1)
+        limit = {"max_tokens": 1}
+        chat = InferenceRequest("probe", self._model, InputKind.CHAT, one, messages=messages, body=limit)
+        completion = InferenceRequest("probe", self._model, InputKind.COMPLETION, one, prompt="ping", body=limit)
         try:
             await self._once(chat)
         except EngineError as error:
@@ -258,10 +261,13 @@ def _path(request: InferenceRequest) -> str:
 
 
 def _body(request: InferenceRequest, model: str) -> dict[str, Any]:
-    """What to send: the client's own fields, ours over them. Sampling at its defaults is left to the server's own."""
+    """What to send: the client's own fields, ours over them. What the client did not name is left to the server's own
+    defaults: an answer's limit, too, for the one in `sampling` is only what the queue priced it by."""
     sampling = request.sampling
-    body: dict[str, Any] = {k: v for k, v in request.body.items() if k not in ("max_completion_tokens", "stream_options")}
-    body |= {"model": model, "stream": True, "max_tokens": sampling.max_tokens}
+    body: dict[str, Any] = {k: v for k, v in request.body.items() if k not in (*_LIMITS, "stream_options")}
+    body |= {"model": model, "stream": True}
+    if any(request.body.get(name) for name in _LIMITS):
+        body["max_tokens"] = sampling.max_tokens
     if request.kind is InputKind.CHAT:
         body["messages"] = list(request.messages)
     else:
