@@ -1,28 +1,47 @@
-"""`python -m dispatch.diagrams [--check] PAGE`: print the tables of states into the marked blocks of a page.
+"""`python -m dispatch.diagrams [--check] PAGE`: print the tables of states and errors into the marked blocks of a page.
 
-A block stands between `<!-- states:request -->` and `<!-- /states:request -->` (the same with `worker`).
-Never here: the tables (states.py).
+A block stands between `<!-- NAME -->` and `<!-- /NAME -->`; the names are those of `BLOCKS`.
+Never here: the tables (states.py, errors.py).
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dispatch.errors import ERROR_KINDS, ErrorKind
 from dispatch.states import REQUEST_TRANSITIONS, WORKER_TRANSITIONS, as_mermaid
 
-BLOCKS = {"request": as_mermaid(REQUEST_TRANSITIONS), "worker": as_mermaid(WORKER_TRANSITIONS)}
+
+def _as_rows(kinds: Mapping[str, ErrorKind]) -> str:
+    rows = ["| code | status | whose turn | again? | what it says |", "| --- | --- | --- | --- | --- |"]
+    for code, kind in sorted(kinds.items(), key=lambda item: (item[1].status, item[0])):
+        rows.append(f"| `{code}` | {kind.status} | {kind.fault} | {'yes' if kind.retryable else 'no'} | {kind.title} |")
+    return "\n".join(rows) + "\n"
+
+
+BLOCKS = {
+    "states:request": f"```mermaid\n{as_mermaid(REQUEST_TRANSITIONS)}```\n",
+    "states:worker": f"```mermaid\n{as_mermaid(WORKER_TRANSITIONS)}```\n",
+    "errors": _as_rows(ERROR_KINDS),
+}
+_BEGIN = re.compile(r"<!-- ([a-z:]+) -->")
 
 
 def rewritten(page: str) -> str:
-    """The page with its blocks printed anew. Raises ValueError when a block is missing."""
-    for name, diagram in BLOCKS.items():
-        begin, end = f"<!-- states:{name} -->", f"<!-- /states:{name} -->"
-        parts = re.split(f"{re.escape(begin)}.*?{re.escape(end)}", page, flags=re.DOTALL)
+    """The page with its blocks printed anew. Raises ValueError when it has none, or one that is unknown or has no end."""
+    names = _BEGIN.findall(page)
+    if not names:
+        raise ValueError("the page has no block to print into")
+    for name in names:
+        if name not in BLOCKS:
+            raise ValueError(f"nobody prints {name}; there are {', '.join(BLOCKS)}")
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        parts = re.split(f"{begin}.*?{end}", page, flags=re.DOTALL)
         if len(parts) != 2:
             raise ValueError(f"the page needs {begin} and {end} exactly once, it has them {len(parts) - 1} times")
-        page = f"{begin}\n```mermaid\n{diagram}```\n{end}".join(parts)
+        page = f"{begin}\n{BLOCKS[name]}{end}".join(parts)
     return page
 
 
@@ -36,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     after = rewritten(before)
     if given.check:
         if after != before:
-            sys.stderr.write(f"{given.page} differs from dispatch/states.py. Run: python -m dispatch.diagrams {given.page}\n")
+            sys.stderr.write(f"{given.page} differs from the tables. Run: python -m dispatch.diagrams {given.page}\n")
         return int(after != before)
     given.page.write_text(after, encoding="utf-8")
     return 0

@@ -35,7 +35,8 @@ def links(request: str) -> dict[str, str]:
 
 
 def request_document(record: RequestRecord, position: int | None) -> dict[str, Any]:
-    """A request as GET /v1/requests/{id} shows it."""
+    """A request as GET /v1/requests/{id} shows it. `position`: its place in line, null where it is not known (further back
+    than is looked) or it does not wait."""
     status, phase = shown(record.state)
     if record.state is RequestState.RUNNING:
         phase = "decode" if record.first_output_at_ms else "prefill"
