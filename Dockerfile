@@ -34,5 +34,9 @@ CMD ["gateway", "--host", "0.0.0.0", "--port", "8000"]
 
 FROM runtime AS worker
 COPY --from=worker-build /venv /venv
+# A volume takes its owner from the folder it is first mounted on: without one, root's.
+USER root
+RUN mkdir -p /home/penstock/.cache/huggingface && chown -R 10001:10001 /home/penstock/.cache
+USER 10001
 STOPSIGNAL SIGTERM
 CMD ["worker"]

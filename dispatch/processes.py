@@ -1,16 +1,19 @@
 """Children that die with their parent, whatever kills it. Never here: what the children do.
 
-On Linux the kernel does it (PR_SET_PDEATHSIG); elsewhere, and as a second line, the child watches its parent's pid.
+On Linux the kernel does it (PR_SET_PDEATHSIG); elsewhere a thread of the child watches its parent's pid. A thread does not
+outlive execve: a server started by `penstock.exec_with_parent` dies with its parent on Linux only.
 """
 
-import asyncio
 import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 
 PARENT_VARIABLE = "PENSTOCK_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
+_LOOK_EVERY_S = 0.5
 
 
 def with_parent(environment: dict[str, str]) -> dict[str, str]:
@@ -28,13 +31,15 @@ def die_with_parent(signal_number: int = signal.SIGTERM) -> None:
         return
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal_number), 0, 0, 0)
+    else:
+        watching = threading.Thread(target=_watch_parent, args=(int(expected), signal_number), name="watch parent", daemon=True)
+        watching.start()
     # The parent may have died before the line above took effect: then we were given to another one.
     if os.getppid() != int(expected):
         os.kill(os.getpid(), signal_number)
 
 
-async def until_parent_dies(poll_s: float = 0.5) -> None:
-    """Return when the parent is gone; for systems without PR_SET_PDEATHSIG."""
-    parent = os.getppid()
-    while os.getppid() == parent:  # noqa: ASYNC110 - the kernel has no event for it here
-        await asyncio.sleep(poll_s)
+def _watch_parent(parent: int, signal_number: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY_S)
+    os.kill(os.getpid(), signal_number)

@@ -70,8 +70,19 @@ def test_the_worker_reserves_a_gpu(services: dict[str, Any]) -> None:
 
 def test_every_penstock_variable_in_it_is_a_setting(services: dict[str, Any], tmp_path: Path) -> None:
     for service in services.values():
-        given = {name: "x" for name in service.get("environment", {}) if name.startswith("PENSTOCK_")}
+        given = {name: "x" * 8 for name in service.get("environment", {}) if name.startswith("PENSTOCK_")}
         load_settings({}, environment=given, folder=tmp_path)
+
+
+def test_the_worker_may_write_where_its_volume_is_mounted(services: dict[str, Any]) -> None:
+    """A new volume takes the owner of the image's folder; without one it would be root's, and every download would fail."""
+    stage = (ROOT / "Dockerfile").read_text().partition("\nFROM runtime AS worker\n")[2]
+    before_user, _, after_user = stage.partition("USER 10001")
+    for volume in services["worker"]["volumes"]:
+        folder = volume.split(":")[1]
+        assert f"mkdir -p {folder} && chown -R 10001:10001 " in before_user
+        assert folder.startswith(before_user.partition("chown -R 10001:10001 ")[2].split()[0])
+    assert "USER" not in after_user
 
 
 def test_only_the_worker_image_has_torch() -> None:
