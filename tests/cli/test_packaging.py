@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -50,11 +49,15 @@ def test_make_lists_its_targets() -> None:
     assert listed == ["up", "test", "check", "bench", "chaos", "clean", "help"]
 
 
-@pytest.mark.parametrize("target", ["bench", "chaos"])
-def test_what_comes_later_says_so(target: str) -> None:
-    done = make(target)
+def test_what_comes_later_says_so() -> None:
+    done = make("bench")
     assert done.returncode != 0
     assert "nothing to run yet" in done.stderr
+
+
+def test_chaos_takes_its_seed_length_and_topology() -> None:
+    said = make("-n", "chaos", "SEED=5", "MINUTES=1", "TOPOLOGY=sentinel").stdout
+    assert "-m chaos --seed 5 --minutes 1 --topology sentinel" in said
 
 
 def test_ci_runs_both_and_stops_at_the_first_failure() -> None:
