@@ -17,13 +17,20 @@ class Fleet:
     def __init__(self, redis: Redis) -> None:
         # See looking.py: redis-py's reply types are unions that our pinned protocol never needs.
         self._redis: Any = redis
+        self._published: dict[str, tuple[ModelCard, TokenizerFiles | None]] = {}
 
     async def beat(self, heartbeat: Heartbeat, ttl_ms: int) -> None:
-        """Say that a worker lives."""
+        """Say that a worker lives. Publishes its model's card again where Redis came back without it, or with a smaller one's."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.set(keys.heartbeat(heartbeat.id), encode(heartbeat), px=ttl_ms)
             pipe.zadd(keys.WORKERS, {heartbeat.id: heartbeat.beat_at_ms})
-            await pipe.execute()
+            pipe.get(keys.model_card(heartbeat.model))
+            *_, stored = await pipe.execute()
+        if heartbeat.model in self._published:
+            card, tokenizer = self._published[heartbeat.model]
+            most = decode(stored, ModelCard, keys.model_card(heartbeat.model)).max_cost_tokens if stored else -1
+            if most < card.max_cost_tokens:
+                await self.put_card(card, tokenizer, publisher=heartbeat.id)
 
     async def leave(self, worker: str) -> None:
         """A worker's last word."""
@@ -51,6 +58,7 @@ class Fleet:
         not make a big one's requests impossible. The first to stand says anew what can be held. `publisher` is the id of
         the worker that publishes.
         """
+        self._published[card.name] = (card, tokenizer)
         if tokenizer is not None:
             stored = encode(tokenizer)
             sha256 = hashlib.sha256(stored).hexdigest()

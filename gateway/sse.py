@@ -24,7 +24,8 @@ ABORT_EXTENSION = "penstock.abort"
 """Where the server (serve.py) puts the function that drops a connection at once, unsent bytes included."""
 
 _PIECE_BYTES = 64 * 1024  # one write: small enough for the server's flow control to see a client that does not read
-_PING = b": ping\n\n"
+# One line and no empty one after it: after an `id:` the openai client takes even an empty event for a chunk, and breaks.
+_PING = b": ping\n"
 
 
 class Frames(Protocol):

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from dispatch.queue import Queue
-from tests.gateway.helpers import MODEL, FakeWorker, Running, serving, settings_for, until
+from tests.gateway.helpers import MODEL, FakeWorker, Running, Tap, serving, settings_for, until
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -44,6 +44,22 @@ async def test_a_streamed_chat(client: openai.AsyncOpenAI, worker: FakeWorker) -
     assert "".join(texts) == "w0 w1 w2 "
     assert roles[0] == "assistant" and set(roles[1:]) == {None}
     assert reasons[-1] == "stop" and set(reasons[:-1]) == {None}
+
+
+async def test_pings_between_chunks_are_no_chunks(redis: object, server_url: str, worker: FakeWorker) -> None:
+    """The client keeps an event's id for the next: an empty line after a comment would then be an empty chunk to it."""
+    tap = Tap(worker)
+    async with (
+        serving(settings_for(server_url, ping_s=0.05)) as gateway,
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0, timeout=20) as client,
+    ):
+        texts = []
+        await tap.to(1)
+        async for chunk in await client.chat.completions.create(model=MODEL, messages=HELLO, stream=True):
+            texts.append(chunk.choices[0].delta.content or "")
+            if "".join(texts) == "w0 ":
+                asyncio.get_running_loop().call_later(0.5, lambda: asyncio.ensure_future(tap.to(3)))
+        assert "".join(texts) == "w0 w1 w2 "
 
 
 async def test_usage_comes_last_when_asked_for(client: openai.AsyncOpenAI, worker: FakeWorker) -> None:

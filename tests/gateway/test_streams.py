@@ -221,7 +221,7 @@ async def test_silence_is_filled_with_pings(redis: object, server_url: str, work
     ):
         lines = response.aiter_lines()
         first = [await anext(lines) for _ in range(6)]
-        assert first[0] == ": penstock" and first[2:5:2] == [": ping", ": ping"]
+        assert first[0] == ": penstock" and first[2:5] == [": ping", ": ping", ": ping"]
         await tap.to(3)
         assert [line async for line in lines if line][-1] == "data: [DONE]"
 

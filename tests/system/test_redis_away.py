@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
@@ -156,6 +158,27 @@ async def test_forgotten_scripts_are_harmless() -> None:
                     streams.append(a.listen(await a.submit(len(a.heard))))
             await asyncio.gather(*streams)
         await a.all_well()
+
+
+async def test_a_server_that_comes_back_empty_serves_again() -> None:
+    """Without a file all is forgotten, the models too: nobody has to be restarted for it."""
+    with tempfile.TemporaryDirectory(prefix="penstock-test-") as folder:
+        server = LastingServer(Path(folder))
+        server.start()
+        try:
+            with house_on(server.url) as home:
+                gateway = home.gateway()
+                home.worker("--engine", "sim", "--speed", "inf")
+                home.until_ready(gateway, 1)
+                server.kill()
+                server.start()
+                async with httpx.AsyncClient(timeout=30) as client:
+                    deadline = time.monotonic() + 10
+                    while (await client.post(gateway.url + "/v1/requests", json=body())).status_code != 202:
+                        assert time.monotonic() < deadline, "the model is unknown for ever"
+                        await asyncio.sleep(0.2)
+        finally:
+            server.kill()
 
 
 @pytest.fixture(autouse=True)
