@@ -19,7 +19,7 @@ from dispatch.configuration import mask_url
 from dispatch.fleet import Fleet
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
-from dispatch.settings import Settings
+from dispatch.settings import Durability, Settings
 from dispatch.tasks import cancelled
 from penstock import console
 from penstock.failures import Failure
@@ -112,11 +112,16 @@ class Household:
     async def _find_server(self) -> None:
         url = self._settings.redis.url
         if url:
-            facts = await wait_until_ready(url, timeout_s=0)
+            facts = await wait_until_ready(url, timeout_s=0, durability=self._settings.redis.durability)
             console.part(_SERVER, f"{facts.product} {facts.version} at {mask_url(url)} (not ours: it stays)")
             return
         binary = await asyncio.to_thread(find_binary, os.environ, prefer=written_by(self._folder))
-        facts = await self._start_server(plan_server(binary, self._folder, persistent=not self._wanted.ephemeral))
+        durability, lasting = self._settings.redis.durability, not self._wanted.ephemeral
+        if lasting and durability is Durability.MEMORY:
+            durability = Durability.AOF
+        fsync = "always" if durability is Durability.AOF_ALWAYS else "everysec"
+        self._settings = _with(self._settings, "redis", durability=durability)
+        facts = await self._start_server(plan_server(binary, self._folder, persistent=lasting, fsync=fsync))
         assert self._plan is not None
         self._settings = _with(self._settings, "redis", url=self._plan.url)
         keeps = "keeps nothing (--ephemeral)" if self._wanted.ephemeral else f"data in {console.tilde(self._folder)}"
@@ -128,13 +133,13 @@ class Household:
             plan.write()
             await self._start(_SERVER)
             try:
-                return await self._while_alive(_SERVER, wait_until_ready(plan.url, _START_S))
+                return await self._while_alive(_SERVER, wait_until_ready(plan.url, _START_S, self._settings.redis.durability))
             except Failure:
                 # Somebody may have taken the port between our look and the server's bind.
                 taken = any("bind" in line.lower() for line in self._processes.tail(_SERVER))
                 if not taken or attempt == _PORT_TRIES - 1:
                     raise
-                plan = plan_server(plan.binary, plan.folder, persistent=plan.persistent)
+                plan = plan_server(plan.binary, plan.folder, persistent=plan.persistent, fsync=plan.fsync)
         raise AssertionError("the last attempt returns or raises")
 
     async def _find_gateway(self) -> None:
