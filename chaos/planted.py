@@ -8,7 +8,7 @@ from dataclasses import dataclass
 _SCRIPTS = "dispatch/scripts/"
 _LEAVE, _LOG, _GROUND, _MEET = (f"{_SCRIPTS}lib/{name}.lua" for name in ("leave", "log", "ground", "meet"))
 _WORK, _HEART = "worker/execution.py", "worker/heartbeat.py"
-_REQUESTS, _STREAMING, _SUBMITTING = "gateway/routes/requests.py", "gateway/streaming.py", "gateway/submitting.py"
+_REQUESTS, _READING, _SUBMITTING = "gateway/routes/requests.py", "gateway/reading.py", "gateway/submitting.py"
 _LOSSY = "drop-replies,cut,client-kill,one-way"
 _DEADLY = "kill-worker,stop-worker,partition"
 
@@ -129,14 +129,19 @@ MUTANTS: tuple[Mutant, ...] = (
         "drain-worker",
     ),
     # the gateway
-    Mutant("resume is off by one", _REQUESTS, "    seq = int(match.group(1))\n", "    seq = max(int(match.group(1)) - 1, 0)\n"),
+    Mutant(
+        "resume is off by one",
+        "gateway/native_events.py",
+        "    seq = int(match.group(1))\n",
+        "    seq = max(int(match.group(1)) - 1, 0)\n",
+    ),
     Mutant(
         "resume skips one", f"{_SCRIPTS}attach.lua", "(after + 1) .. '-0', '+'", "(after + (after > 0 and 2 or 1)) .. '-0', '+'"
     ),
     Mutant("Last-Event-ID is ignored", _REQUESTS, ' or http_request.headers.get("last-event-id")', ""),
     Mutant(
         "what the feed brings is not held against what is there",
-        _STREAMING,
+        _READING,
         "        if entry.seq <= self.seq:\n"
         "            if entry.seq == self.seq and entry.chain != self.chain:\n"
         "                self.doubt()\n            return\n"

@@ -7,17 +7,16 @@ Never here: HTTP bodies (bodies.py), the types of fields (fields.py), Redis beyo
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from dispatch import pricing
 from dispatch.errors import PenstockError
 from dispatch.messages import InferenceRequest, InputKind, ModelCard, NewRequest, Sampling, encode, new_id
 from dispatch.settings import QueueSettings
 from dispatch.states import OnDisconnect, Priority
+from gateway.asking import asked, checked_messages, param_of
 from gateway.context import Gateway
 from gateway.fields import CONSUMED, NativeFields, Sampled, refuse_unsupported
 
@@ -54,17 +53,17 @@ async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], term
     card = await gateway.cards.get(fields.model)
     upstream = card.engine == "upstream"
     refuse_unsupported(body, card.name, upstream=upstream)
-    kind, messages, prompt, given_ids, document = _asked(fields)
+    kind, messages, prompt, given_ids, document = asked(fields)
     if kind not in card.kinds:
         takes = ", ".join(card.kinds)
         raise PenstockError(
             "unsupported",
             f"Model {card.name!r} takes {takes}, not {kind}.",
             hint="Use another model or route.",
-            param=_param_of(kind),
+            param=param_of(kind),
         )
     if kind is InputKind.CHAT:
-        messages = _checked_messages(messages, upstream)
+        messages = checked_messages(messages, upstream)
     ids = given_ids
     if card.tokenizer and kind is not InputKind.OPAQUE:
         tokenizer = await gateway.tokenizers.get(card.tokenizer)
@@ -77,7 +76,7 @@ async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], term
             if not ids:
                 raise PenstockError("invalid_request", "prompt: it holds no token.", hint="Send some text.", param="prompt")
     prompt_tokens = len(ids) or pricing.estimate_prompt_tokens(kind, messages, prompt, document)
-    max_tokens = _fitting_max_tokens(card, prompt_tokens, fields.wanted_tokens(), _param_of(kind))
+    max_tokens = _fitting_max_tokens(card, prompt_tokens, fields.wanted_tokens(), param_of(kind))
     cost = pricing.cost_tokens(prompt_tokens, max_tokens)
     if cost > card.max_cost_tokens:
         raise PenstockError(
@@ -161,90 +160,6 @@ def terms_from(
     )
 
 
-def _asked(fields: Sampled) -> tuple[InputKind, Sequence[dict[str, Any]], str, tuple[int, ...], Any]:
-    """kind, messages, prompt, prompt ids, document."""
-    messages = getattr(fields, "messages", None)
-    prompt = getattr(fields, "prompt", None)
-    document = getattr(fields, "input", msgspec.UNSET)
-    named = [n for n, v in (("messages", messages), ("prompt", prompt)) if v is not None] + (
-        ["input"] if document is not msgspec.UNSET else []
-    )
-    if len(named) != 1:
-        raise PenstockError(
-            "invalid_request",
-            f"{'More than one of' if named else 'None of'} messages, prompt and input was sent.",
-            hint="Send exactly one of them.",
-            param=named[1] if named else "messages",
-        )
-    if messages is not None:
-        return InputKind.CHAT, messages, "", (), None
-    if document is not msgspec.UNSET:
-        return InputKind.OPAQUE, (), "", (), document
-    text, ids = _prompt(prompt)
-    return InputKind.COMPLETION, (), text, ids, None
-
-
-def _prompt(prompt: str | list[Any] | None) -> tuple[str, tuple[int, ...]]:
-    if isinstance(prompt, list):
-        if len(prompt) == 1 and isinstance(prompt[0], str | list):
-            return _prompt(prompt[0])
-        if prompt and all(type(i) is int for i in prompt):
-            return "", tuple(prompt)
-        if all(isinstance(i, str | list) for i in prompt):
-            raise PenstockError(
-                "unsupported", f"prompt: {len(prompt)} prompts in one request.", hint="Send one request a prompt.", param="prompt"
-            )
-        raise PenstockError(
-            "invalid_request", "prompt: neither a text nor a list of token ids.", hint="Send a string.", param="prompt"
-        )
-    if not prompt:
-        raise PenstockError("invalid_request", "prompt: it is empty.", hint="Send some text.", param="prompt")
-    return prompt, ()
-
-
-def _checked_messages(messages: Sequence[dict[str, Any]], upstream: bool) -> Sequence[dict[str, Any]]:
-    checked = []
-    for n, message in enumerate(messages):
-        at = f"messages[{n}]"
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not role:
-            raise PenstockError(
-                "invalid_request", f"{at}.role: not a text.", hint="Use system, user or assistant.", param=f"{at}.role"
-            )
-        if upstream:
-            checked.append(message)
-            continue
-        if isinstance(content, list):
-            message = {**message, "content": _joined_parts(content, at)}
-        elif not isinstance(content, str) and not (content is None and role == "assistant"):
-            raise PenstockError(
-                "invalid_request",
-                f"{at}.content: not a text.",
-                hint="Send a string, or a list of text parts.",
-                param=f"{at}.content",
-            )
-        checked.append(message)
-    return checked
-
-
-def _joined_parts(parts: list[Any], at: str) -> str:
-    texts = []
-    for n, part in enumerate(parts):
-        where = f"{at}.content[{n}]"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise PenstockError(
-                "unsupported",
-                f"{where}: this model takes text parts only.",
-                hint="Leave out images, audio and files.",
-                param=where,
-            )
-        if not isinstance(part.get("text"), str):
-            raise PenstockError("invalid_request", f"{where}.text: not a text.", hint="Send a string.", param=f"{where}.text")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
 def _refuse_foreign_ids(ids: tuple[int, ...], vocabulary: int) -> None:
     if any(i < 0 or i >= vocabulary for i in ids):
         raise PenstockError(
@@ -282,10 +197,6 @@ def _sampling(fields: Sampled, card: ModelCard, max_tokens: int) -> Sampling:
         stop=fields.stops(),
         seed=fields.seed,
     )
-
-
-def _param_of(kind: InputKind) -> str:
-    return {InputKind.CHAT: "messages", InputKind.COMPLETION: "prompt", InputKind.OPAQUE: "input"}[kind]
 
 
 def _seconds(headers: Mapping[str, str], name: str) -> float | None:

@@ -18,7 +18,7 @@ from dispatch.faults import STORE_FAULT, as_penstock
 from dispatch.messages import EntryKind, LogEntry
 from dispatch.states import RequestState
 from gateway.context import Gateway
-from gateway.streaming import Over, Reader
+from gateway.reading import Over, Reader
 
 ABORT_EXTENSION = "penstock.abort"
 """Where the server (serve.py) puts the function that drops a connection at once, unsent bytes included."""

@@ -27,8 +27,8 @@ from dispatch.messages import (
     encode,
 )
 from gateway.context import Gateway
+from gateway.reading import NotYet, Reader, expired, not_found
 from gateway.sse import watched
-from gateway.streaming import NotYet, Reader, expired, not_found
 
 _TRIES = 3
 _RETRY_S = 0.1

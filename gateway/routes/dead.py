@@ -18,14 +18,15 @@ from dispatch.keys import shard_of
 from dispatch.messages import RequestRecord
 from gateway.auth import Tenant, authenticated
 from gateway.context import Gateway, gateway_of, store_present
+from gateway.queries import LARGEST_PAGE, PAGE, number
+from gateway.reading import not_found
 from gateway.routes.requests import accepted
 from gateway.shapes import as_json, dead_document, request_document
-from gateway.streaming import not_found
 from gateway.submitting import kept_input, renewed, submit
 
 router = APIRouter(prefix="/v1/dead", dependencies=[Depends(authenticated), Depends(store_present)])
 
-_PAGE, _LARGEST_PAGE, _SCANNED = 50, 200, 5_000
+_SCANNED = 5_000
 _CURSOR = re.compile(r"[0-9]{1,15}-[0-9]{1,10}")
 
 
@@ -34,7 +35,7 @@ async def list_dead(http_request: Request, tenant: Tenant) -> Response:
     """Dead letters, newest first: `?model=&limit=&cursor=`."""
     gateway = gateway_of(http_request)
     query = http_request.query_params
-    limit, cursor = _limit(query.get("limit")), _cursor(query.get("cursor"))
+    limit, cursor = number(query.get("limit"), "limit", PAGE, 1, LARGEST_PAGE), _cursor(query.get("cursor"))
     found: list[DeadLetter] = []
     scanned, last, more = 0, "", False
     letters: AsyncIterator[DeadLetter] = gateway.queue.dead_letters(before=cursor)
@@ -121,15 +122,6 @@ def _next_id(letter: DeadLetter) -> str:
     """The id of its retry: the same however often it is asked, so a lost answer or a double click makes no second one."""
     shard = shard_of(letter.request)
     return f"{shard}.{hashlib.sha256(f'retry {letter.entry} {letter.request}'.encode()).hexdigest()[:32]}"
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return _PAGE
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= _LARGEST_PAGE:
-        hint = f"Send 1 to {_LARGEST_PAGE}."
-        raise PenstockError("invalid_request", f"limit: {text[:40]!r} is not 1 to {_LARGEST_PAGE}.", hint=hint, param="limit")
-    return int(text)
 
 
 def _cursor(text: str | None) -> str:

@@ -22,9 +22,9 @@ from gateway.bodies import parse_object, read_body
 from gateway.context import Gateway, gateway_of, store_present
 from gateway.fields import ChatFields, CompletionFields, Sampled, parse
 from gateway.problems import ended_badly, error_member, problem
+from gateway.reading import Over, Reader
 from gateway.shapes import as_json, with_total
 from gateway.sse import count_over, streamed
-from gateway.streaming import Over, Reader
 from gateway.submitting import Outcome, read_end, read_log, read_to_end, submit_read
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(authenticated), Depends(store_present)])

@@ -4,14 +4,9 @@ Never here: other APIs' words.
 """
 
 import dataclasses
-import hashlib
-import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from datetime import datetime
-from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
@@ -23,19 +18,16 @@ from gateway.auth import Tenant, authenticated
 from gateway.bodies import parse_object, read_body
 from gateway.context import Gateway, gateway_of, store_present
 from gateway.fields import NativeFields, parse
-from gateway.problems import error_member
+from gateway.native_events import NativeFrames, first_chain, resume_from
+from gateway.queries import LARGEST_PAGE, MAX_WAIT_S, PAGE, moment_ms, number, preferred_wait_s, row_of
+from gateway.reading import Over, expired, not_found
 from gateway.shapes import accepted_document, as_json, etag_of, is_ended, request_document, result_document, story_headers
-from gateway.sse import count_over, one_line, streamed
-from gateway.streaming import Over, expired, not_found
+from gateway.sse import count_over, streamed
 from gateway.submitting import kept_input, owned_record, read_log, read_to_end, renewed, submit, submit_read
 
 router = APIRouter(prefix="/v1/requests", dependencies=[Depends(authenticated), Depends(store_present)])
 
-MAX_WAIT_S = 300.0
-_PAGE, _LARGEST_PAGE, _SCANNED = 50, 200, 5_000
-_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?:$|[,;\s])")
-_EVENT_ID = re.compile(r"(0|[1-9][0-9]{0,15})-([0-9a-f]{16})")
-_RETRY_HINT_MS = 2000
+_SCANNED = 5_000
 
 
 @router.post("")
@@ -50,9 +42,9 @@ async def post(http_request: Request, tenant: Tenant) -> Response:
         raise PenstockError(
             "unsupported", "stream: this route queues.", hint="Read the stream from `links.events`.", param="stream"
         )
-    wait_s = _preferred_wait(http_request)
-    # A client that waits here has no id yet: when it leaves, nobody can ever read the answer. Once it has the id, it can;
-    # unless it named another wish.
+    wait_s = preferred_wait_s(http_request.headers.get("prefer", ""))
+    # A client that waits here has no id yet: when it leaves, nobody can ever read the answer. When it was told the id, it
+    # goes on without a reader, unless the client named another wish.
     default = OnDisconnect.CANCEL if wait_s else OnDisconnect.CONTINUE
     terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, fields, default)
     if not wait_s:
@@ -64,7 +56,7 @@ async def post(http_request: Request, tenant: Tenant) -> Response:
     try:
         entries = await read_to_end(http_request.receive, reader, wait_s)
         then_continue = terms.on_disconnect_is_default and reader.over is not Over.LEFT
-        headers = {"preference-applied": f"wait={int(wait_s)}", **_replayed(done)}
+        headers = {"preference-applied": f"wait={wait_s}", **_replayed(done)}
         if entries and entries[-1].kind is EntryKind.END:
             return await _result(gateway, await owned_record(gateway, done.id, tenant), entries, headers)
         return accepted(admitted.new, done, headers)
@@ -84,9 +76,9 @@ async def list_requests(http_request: Request, tenant: Tenant) -> Response:
         raise PenstockError(
             "invalid_request", f"status: {status[:40]!r} is none of {words}.", hint=f"Use one of {words}.", param="status"
         )
-    limit = _number(query.get("limit"), "limit", _PAGE, 1, _LARGEST_PAGE)
-    since_ms = _moment_ms(query.get("since"))
-    before = _cursor(query.get("cursor"))
+    limit = number(query.get("limit"), "limit", PAGE, 1, LARGEST_PAGE)
+    since_ms = moment_ms(query.get("since"))
+    before = row_of(query.get("cursor"))
     found: list[RequestRecord] = []
     scanned, last, more = 0, None, False
     pages: AsyncIterator[RequestRecord] = gateway.queue.list_requests(before=before)
@@ -144,7 +136,7 @@ async def events(http_request: Request, request_id: str, tenant: Tenant) -> Resp
     gateway = gateway_of(http_request)
     record = await owned_record(gateway, request_id, tenant)
     after = http_request.query_params.get("after") or http_request.headers.get("last-event-id")
-    seq, chain = _resume_from(after, request_id)
+    seq, chain = resume_from(after, request_id)
     reader = gateway.feed.subscribe(request_id, after_seq=seq, after_chain=chain)
     try:
         await reader.attach()
@@ -156,7 +148,7 @@ async def events(http_request: Request, request_id: str, tenant: Tenant) -> Resp
     except BaseException:
         gateway.feed.leave(reader)
         raise
-    opening_id = f"{seq}-{chain}" if seq else f"0-{_first_chain(request_id)}"
+    opening_id = f"{seq}-{chain}" if seq else f"0-{first_chain(request_id)}"
     return streamed(gateway, reader, NativeFrames(document, opening_id), {"x-penstock-request": request_id})
 
 
@@ -192,36 +184,10 @@ async def retry(http_request: Request, request_id: str, tenant: Tenant) -> Respo
     return accepted(new, await submit(gateway, new))
 
 
-class NativeFrames:
-    """The native API's events: status, chunk, note, rewind, end; ids to resume by."""
-
-    def __init__(self, document: dict[str, Any], opening_id: str) -> None:
-        self._document = document
-        self._opening_id = opening_id
-
-    def opening(self) -> bytes:
-        """A comment, how long to wait before a reconnect, and what the request is."""
-        data = msgspec.json.encode(self._document)
-        return b": penstock\nretry: %d\n\nid: %s\nevent: status\ndata: %s\n\n" % (_RETRY_HINT_MS, self._opening_id.encode(), data)
-
-    def entry(self, entry: LogEntry) -> bytes:
-        """A chunk, a note or the end, its data as stored."""
-        event_id = b"%d-%s" % (entry.seq, entry.chain.encode())
-        return b"id: %s\nevent: %s\ndata: %s\n\n" % (event_id, entry.kind.value.encode(), one_line(entry.data))
-
-    def rewind(self) -> bytes:
-        """What came before is void; all of it follows again."""
-        return b"event: rewind\ndata: {}\n\n"
-
-    def failure(self, error: PenstockError) -> bytes:
-        """The stream cannot go on here."""
-        return b"event: error\ndata: %s\n\n" % msgspec.json.encode({"error": error_member(error)})
-
-
 async def _awaited(gateway: Gateway, http_request: Request, request_id: str, tenant: str) -> RequestRecord:
     """The record: at once, or with `?wait=N` when it has ended or after N seconds."""
     record = await owned_record(gateway, request_id, tenant)
-    wait_s = _number(http_request.query_params.get("wait"), "wait", 0, 0, int(MAX_WAIT_S))
+    wait_s = number(http_request.query_params.get("wait"), "wait", 0, 0, MAX_WAIT_S)
     if not wait_s or is_ended(record.state):
         return record
     reader = gateway.feed.subscribe(record.id, after_seq=record.seq, after_chain=record.chain if record.seq else "")
@@ -251,66 +217,3 @@ def accepted(new: NewRequest, done: Enqueued, headers: dict[str, str] | None = N
 
 def _replayed(done: Enqueued) -> dict[str, str]:
     return {"idempotency-replayed": "true"} if done.status is EnqueueStatus.REPLAY else {}
-
-
-def _preferred_wait(http_request: Request) -> float:
-    match = _WAIT.search(http_request.headers.get("prefer", ""))
-    return min(float(match.group(1)), MAX_WAIT_S) if match else 0.0
-
-
-def _first_chain(request_id: str) -> str:
-    return hashlib.sha1(request_id.encode(), usedforsecurity=False).hexdigest()[:16]
-
-
-def _resume_from(event_id: str | None, request_id: str) -> tuple[int, str]:
-    """The seq and chain after which to go on. Never a silent replay: what is not an id of this request is refused."""
-    if not event_id:
-        return 0, ""
-    match = _EVENT_ID.fullmatch(event_id)
-    if match is None or (match.group(1) == "0" and match.group(2) != _first_chain(request_id)):
-        raise PenstockError(
-            "invalid_event_id",
-            f"{event_id[:60]!r} is no event id of this request.",
-            hint="Send the last `id:` you received, or none to read from the start.",
-            param="after",
-        )
-    seq = int(match.group(1))
-    return seq, match.group(2) if seq else ""
-
-
-def _number(text: str | None, name: str, default: int, low: int, high: int) -> int:
-    if text is None:
-        return default
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-        raise PenstockError(
-            "invalid_request", f"{name}: {text[:40]!r} is not {low} to {high}.", hint=f"Send {low} to {high}.", param=name
-        )
-    return int(text)
-
-
-def _moment_ms(text: str | None) -> int | None:
-    """Unix seconds, or RFC 3339."""
-    if text is None:
-        return None
-    try:
-        if re.fullmatch(r"[0-9]{1,11}(\.[0-9]{1,6})?", text):
-            return int(float(text) * 1000)
-        return int(datetime.fromisoformat(text.replace(" ", "+")).timestamp() * 1000)
-    except (ValueError, OverflowError) as error:
-        raise PenstockError(
-            "invalid_request",
-            f"since: {text[:40]!r} is no moment.",
-            hint="Send unix seconds or 2026-01-31T12:00:00Z.",
-            param="since",
-        ) from error
-
-
-def _cursor(text: str | None) -> tuple[int, str] | None:
-    if not text:
-        return None
-    match = re.fullmatch(r"([0-9]{1,15})-(s[0-9]{1,3}\.[0-9a-f]{32})", text)
-    if match is None:
-        raise PenstockError(
-            "invalid_request", "cursor: not one of ours.", hint="Send the `next_cursor` of the page before.", param="cursor"
-        )
-    return int(match.group(1)), match.group(2)

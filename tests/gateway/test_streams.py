@@ -15,7 +15,8 @@ from dispatch.messages import Attached, AttachStatus, InferenceRequest, InputKin
 from dispatch.queue import Queue
 from dispatch.rules import QueueRules
 from dispatch.states import RequestState
-from gateway.streaming import Feed, Over
+from gateway.reading import Over
+from gateway.streaming import Feed
 from tests.gateway.helpers import MODEL, Event, FakeWorker, Running, Tap, events_of, serving, settings_for, until, words_of
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
