@@ -50,7 +50,7 @@ Found = Iterator[Violation]
 def i1_every_request_ends(e: Evidence) -> Found:
     """Every acknowledged request reaches an end by its deadline + 15 s after healing; all of Redis settles."""
     for request, answer in e.acknowledged.items():
-        if request not in e.finals and request not in e.forgotten:
+        if request not in e.finals.keys() | e.forgotten | e.doubly_struck:
             yield Violation("I1", "an acknowledged request is lost", {"id": request, "acknowledged": answer})
     for final in e.finals.values():
         if not final["ended"]:
@@ -346,7 +346,7 @@ def j1_errors_have_a_cause(e: Evidence) -> Found:
         status = event["status"]
         if status == 500:
             yield Violation("J1", "a gateway answered 500", _plain(event))
-        elif status in (404, 410) and event["ev"] != "answer":
+        elif status in (404, 410) and event["ev"] != "answer" and event["id"] not in e.doubly_struck | e.forgotten:
             yield Violation("J1", "an acknowledged request is unknown", _plain(event))
         elif event["ev"] == "answer" and status in (400, 401, 404, 405, 413, 415, 422):
             yield Violation("J1", "a good submit was refused", _plain(event))

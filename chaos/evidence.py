@@ -12,6 +12,8 @@ from typing import Any
 
 from chaos.history import Event, History
 
+MOVED_ASIDE = ("failover", "stop-master")
+_FAILOVER_MS = 6_000
 ENDED = frozenset({"completed", "failed", "cancelled", "expired"})
 Entry = tuple[int, int, str, str, str]  # seq, attempt, kind, data, chain
 
@@ -101,6 +103,21 @@ class Evidence:
         witnessed = {e["id"] for e in self.history.of("seen", "result", "cancel") if e["state"] in ENDED}
         witnessed |= {c["id"] for c in self.history.of("heard") if c["how"] == "end"}
         return {request for request in self.acknowledged if request not in self.finals and request in witnessed}
+
+    @cached_property
+    def doubly_struck(self) -> set[str]:
+        """Acknowledged requests lost by two faults at once: an old master took them while another was made, and the
+        gateway that remembered them was killed before it could say so."""
+        found = set()
+        for request, answer in self.acknowledged.items():
+            if self.topology == "single" or request in self.finals or request in self.forgotten:
+                continue
+            t, gateway = answer["t"], self.gateways.get(answer["gateway"], "")
+            moved = any(self.overlapping(t - _FAILOVER_MS, t + _FAILOVER_MS, MOVED_ASIDE))
+            killed = any(w.start > t for w in self.overlapping(t, t + 2 * _FAILOVER_MS, ("kill-gateway",), gateway))
+            if moved and killed:
+                found.add(request)
+        return found
 
     def submit_of(self, request: str) -> Event | None:
         """The submit that brought a request in, as far as its client knows."""
