@@ -16,10 +16,11 @@ local function look(r)
     return true, end_from_outside(r, 'expired', 'deadline_exceeded', 'the deadline passed while the request was ' .. r.state)
   end
   if r.on_disconnect == 'cancel' and r.reader_look > 0 and r.reader_look <= now then
-    if not has_reader(r) then
+    local readers_too = now < amnesty and r.readers and r.readers ~= '' -- gateways could not renew either
+    if not has_reader(r) and not readers_too then
       return true, end_from_outside(r, 'cancelled', 'cancelled', 'nobody reads it any more')
     end
-    r.reader_look = now + READER_LEASE_MS
+    r.reader_look = readers_too and amnesty or now + READER_LEASE_MS
     redis.call('HSET', k_request(r.id), 'reader_look', r.reader_look)
   end
   if r.state == 'waiting' and r.not_before <= now then

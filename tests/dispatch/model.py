@@ -437,10 +437,11 @@ class Model:
             self._room_grew(self._end(r, S.EXPIRED))
             return True
         if r.on_disconnect is OnDisconnect.CANCEL and 0 < r.reader_look <= self.now:
-            if not any(map(self.is_reading, r.readers)):
+            spared = self.now < self.amnesty and bool(r.readers)
+            if not any(map(self.is_reading, r.readers)) and not spared:
                 self._room_grew(self._end(r, S.CANCELLED))
                 return True
-            r.reader_look = self.now + self.rules.reader_lease_ms
+            r.reader_look = self.amnesty if spared else self.now + self.rules.reader_lease_ms
         if r.state is S.WAITING and r.not_before is not None and r.not_before <= self.now:
             self._arrive(r, FRONT)
             return True

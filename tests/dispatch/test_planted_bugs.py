@@ -64,8 +64,8 @@ BUGS = (
     ),
     Bug("an ended request keeps its timer", walks.whole_life, LEAVE, "redis.call('ZREM', TIMERS, r.id)"),
     Bug("sweep charges after its own absence", walks.everybody_was_away, "sweep.lua", "if now < amnesty then", "if false then"),
-    Bug("readers are not looked for", walks.nobody_reads, "sweep.lua", "if not has_reader(r) then", "if false then"),
-    Bug("one reader gone is all gone", walks.nobody_reads, "sweep.lua", "if not has_reader(r) then", "if true then"),
+    Bug("readers are not looked for", walks.nobody_reads, "sweep.lua", "if not has_reader(r) and not readers_too then", "if false then"),
+    Bug("one reader gone is all gone", walks.nobody_reads, "sweep.lua", "if not has_reader(r) and not readers_too then", "if true then"),
     # endings
     Bug(
         "renew after the end",

@@ -122,10 +122,25 @@ async def test_a_dead_gateway_s_request_ends_and_one_that_may_go_on_goes_on(twin
     detached = twin.new(reader="g-1", on_disconnect=OnDisconnect.CONTINUE)
     await twin.enqueue(mine)
     await twin.enqueue(detached)
-    await twin.advance(30_000)
+    for _ in range(15):
+        await twin.sweep()
+        await twin.advance(2_000)
     await twin.sweep()
     assert twin.record(mine.id).state is RequestState.CANCELLED
     assert twin.record(detached.id).state is RequestState.QUEUED
+
+
+async def test_gateways_have_a_lease_s_time_to_renew_after_everybody_was_away(twin: Twin) -> None:
+    new = twin.new(reader="g-1", on_disconnect=OnDisconnect.CANCEL)
+    await twin.enqueue(new)
+    await twin.sweep()
+    await twin.advance(40_000)
+    await twin.sweep()
+    assert twin.record(new.id).state is RequestState.QUEUED
+    for _ in range(5):
+        await twin.advance(2_000)
+        await twin.sweep()
+    assert twin.record(new.id).state is RequestState.CANCELLED
 
 
 async def test_a_client_that_leaves_may_come_back_within_the_grace(twin: Twin) -> None:

@@ -47,7 +47,7 @@ async def test_a_thousand_streams_complete() -> None:
 
             streams = asyncio.gather(*(one(n) for n in range(STREAMS)))
             while not streams.done() and await _open_streams(looking, gateways) < STREAMS:
-                await asyncio.sleep(0.2)
+                await asyncio.wait({streams}, timeout=0.2)
             assert not streams.done(), "a stream ended while its model was paused"
             memory_open = _memory(home)
             assert (await looking.post(gateways[0].url + "/v1/queues/demo/resume")).status_code == 200
