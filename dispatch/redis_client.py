@@ -6,6 +6,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from dispatch.connections import url_arguments
 from dispatch.sentinel import SCHEMES, pool_arguments
 
 BLOCK_MS = 2_000
@@ -30,8 +31,6 @@ def connect(url: str, *, max_connections: int = 64) -> Redis:
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }
-    if url.startswith(SCHEMES):
-        pool = BlockingConnectionPool(**pool_arguments(url), **limits)
-    else:
-        pool = BlockingConnectionPool.from_url(url, **limits)
+    arguments = pool_arguments(url) if url.startswith(SCHEMES) else url_arguments(url)
+    pool = BlockingConnectionPool(**{**limits, **arguments})
     return Redis.from_pool(pool)  # the pool is its own: closing it closes both

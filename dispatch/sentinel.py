@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
+from dispatch.connections import ToldBroken
 from dispatch.errors import PenstockError
 
 SCHEMES = ("redis+sentinel://", "rediss+sentinel://")
@@ -126,7 +127,7 @@ class Masters:
             connection.drop_unless(address)
 
 
-class _ToMaster(Connection):
+class _ToMaster(ToldBroken, Connection):
     """A connection that asks before it connects, and makes sure that it met a master."""
 
     def __init__(self, *, masters: Masters, **kwargs: Any) -> None:
