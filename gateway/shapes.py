@@ -111,7 +111,7 @@ def result_document(record: RequestRecord, outcome: Outcome) -> dict[str, Any]:
         **({"outputs": outcome.outputs} if outcome.outputs or record.kind == "opaque" else {}),
         "text": outcome.text,
         "finish_reason": end.finish_reason,
-        "usage": with_total(end.usage),
+        "usage": with_total(end.usage, end.attempts),
         "error": end.error,
         "attempts": record.attempt,
         "worker": record.worker or None,
@@ -121,12 +121,15 @@ def result_document(record: RequestRecord, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def with_total(usage: Mapping[str, Any] | None) -> dict[str, int] | None:
-    """A usage object with OpenAI's three numbers."""
+def with_total(usage: Mapping[str, Any] | None, attempts: int = 1) -> dict[str, Any] | None:
+    """A usage object with OpenAI's three numbers; of a request that moved, also how often and how far it had come."""
     if usage is None:
         return None
     prompt, answer = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    numbers: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    if attempts > 1:
+        numbers["penstock"] = {"attempts": attempts, "resumed_tokens": int(usage.get("resumed_tokens") or 0)}
+    return numbers
 
 
 def timing(record: RequestRecord) -> dict[str, int | None]:

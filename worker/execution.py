@@ -140,7 +140,7 @@ class Execution:
                     self._fresh.set()
                     if chunk.finish_reason is not None:
                         self._said_last = True
-                        return Completed(_detail(chunk))
+                        return Completed(_detail(chunk, resumed_tokens=len(done)))
             raise EngineError("engine_error", "The engine ended an answer without saying why.", retryable=True)
         except EngineDead:
             self.crashed = True
@@ -249,6 +249,8 @@ async def _unbroken(call: Awaitable[_T]) -> _T:
         raise
 
 
-def _detail(last: Chunk) -> bytes:
+def _detail(last: Chunk, *, resumed_tokens: int) -> bytes:
     usage = Usage(last.prompt_tokens, last.completion_tokens).as_openai()
+    if resumed_tokens:
+        usage["resumed_tokens"] = resumed_tokens
     return msgspec.json.encode({"finish_reason": last.finish_reason, "usage": usage})

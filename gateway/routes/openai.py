@@ -125,7 +125,7 @@ def _whole(
         "created": int(time.time()),
         "model": model,
         "choices": [choice],
-        "usage": with_total(outcome.end.usage),
+        "usage": with_total(outcome.end.usage, outcome.end.attempts),
     }
     return as_json(body, headers=headers)
 
@@ -188,7 +188,7 @@ class OpenAIFrames:
         reason = msgspec.json.encode(end.finish_reason or "stop")
         frames = self._first() + self._frame(b'"delta":{}' if self._chat else b'"text":""', reason)
         if self._include_usage:
-            usage = msgspec.json.encode(with_total(end.usage))
+            usage = msgspec.json.encode(with_total(end.usage, end.attempts))
             frames += self._head + b'],"usage":' + usage + b"}\n\n"
         return frames + _DONE
 

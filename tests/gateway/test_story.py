@@ -27,7 +27,7 @@ async def moved(gateway: Running, queue: Queue, fleet: Fleet) -> str:
     await queue.append(first, 2, b'{"text":"two ","tokens":[2]}')
     await queue.abandon("w-a", "its process was killed by signal 9")
     second = await granted_to(queue, "w-b")
-    end = json.dumps({"finish_reason": "stop", "usage": m.Usage(1, 3).as_openai()}).encode()
+    end = json.dumps({"finish_reason": "stop", "usage": {**m.Usage(1, 3).as_openai(), "resumed_tokens": 2}}).encode()
     assert await queue.finish(second, 4, b'{"text":"three","tokens":[3]}', end) is m.WriteStatus.OK
     return request
 
@@ -50,3 +50,4 @@ async def test_the_native_stream_notes_the_new_attempt_and_the_text_goes_on(gate
     assert json.loads(events[3].data) == {"attempt": 2, "worker": "w-b"}
     result = (await gateway.client.get(f"/v1/requests/{request}/result")).json()
     assert (result["text"], result["attempts"]) == ("one two three", 2)
+    assert result["usage"]["penstock"] == {"attempts": 2, "resumed_tokens": 2}
