@@ -101,7 +101,7 @@ async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], term
         messages=tuple(messages),
         prompt=prompt,
         input=document,
-        body={k: v for k, v in body.items() if k not in CONSUMED} if upstream else {},
+        body={k: v for k, v in body.items() if k not in CONSUMED} if upstream else _for_ours(fields),
         cost_tokens=cost,
     )
     new = NewRequest(
@@ -186,6 +186,11 @@ def _fitting_max_tokens(card: ModelCard, prompt_tokens: int, wanted: int | None,
     page = pricing.cost_tokens(1, 0)
     holds = card.max_cost_tokens // page * page - prompt_tokens
     return max(1, min(DEFAULT_MAX_TOKENS, left, holds))
+
+
+def _for_ours(fields: Sampled) -> dict[str, Any]:
+    """What engines of ours look for beside the sampling: load tools ask for answers of an exact length."""
+    return {"ignore_eos": True} if fields.ignore_eos else {}
 
 
 def _sampling(fields: Sampled, card: ModelCard, max_tokens: int) -> Sampling:

@@ -40,6 +40,7 @@ class Sampled(msgspec.Struct, kw_only=True):
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     n: Annotated[int, Meta(ge=1)] | None = None
+    ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -125,7 +126,6 @@ _UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "modalities": lambda v: v != ["text"],
     "min_p": _not_zero,
     "min_tokens": _not_zero,
-    "ignore_eos": _given,
     "guided_json": _given,
     "guided_regex": _given,
     "guided_choice": _given,

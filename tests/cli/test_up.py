@@ -13,6 +13,9 @@ from tests.cli.household import PENSTOCK, Up, up
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
+LONG = '{"prompt": "a long story", "max_tokens": 20000, "ignore_eos": true}'
+"""Surely still running when the next command looks at it."""
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
@@ -136,7 +139,8 @@ def test_a_chat_that_takes_too_long_is_given_up_and_cancelled(shared: Up) -> Non
 
 @pytest.mark.parametrize("verb", ["chat", "submit"])
 def test_ctrl_c_cancels_what_it_waits_for(verb: str, shared: Up) -> None:
-    process = shared.start_verb(verb, "a long story", "--max-tokens", "20000")
+    asked = ("--input", LONG) if verb == "submit" else ("a long story", "--max-tokens", "20000")
+    process = shared.start_verb(verb, *asked)
     request = running_request(shared, process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
@@ -145,7 +149,7 @@ def test_ctrl_c_cancels_what_it_waits_for(verb: str, shared: Up) -> None:
 
 
 def test_cancel_by_hand_ends_a_waiting_client(shared: Up) -> None:
-    process = shared.start_verb("submit", "a long story", "--max-tokens", "20000")
+    process = shared.start_verb("submit", "--input", LONG)
     request = running_request(shared, process)
     assert shared.json("request", "cancel", request)["status"] == "cancelled"
     _, err = process.communicate(timeout=20)
@@ -154,7 +158,7 @@ def test_cancel_by_hand_ends_a_waiting_client(shared: Up) -> None:
 
 
 def test_retry_is_a_new_request(shared: Up) -> None:
-    request = shared.json("submit", "a long story", "--max-tokens", "20000", "--detach")["id"]
+    request = shared.json("submit", "--input", LONG, "--detach")["id"]
     assert shared.json("request", "cancel", request)["status"] == "cancelled"
     again = shared.json("request", "retry", request)
     assert again["retry_of"] == request
@@ -197,7 +201,7 @@ def test_ctrl_c_stops_everything_in_order(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     with up(tmp_path, "--ephemeral") as household:
-        household.json("submit", "a long story", "--max-tokens", "20000", "--detach")
+        household.json("submit", "--input", LONG, "--detach")
         household.until(lambda: household.json("ps")["data"][0]["running"] == 1, "a busy worker")
         household.process.send_signal(signal.SIGINT)
         household.until_said("stopping")
@@ -208,7 +212,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 def test_nothing_outlives_a_killed_up_and_the_next_one_keeps_the_data(tmp_path: Path) -> None:
     with up(tmp_path, "--data", "data") as household:
         answer = household.json("submit", "hello", "--max-tokens", "12")
-        household.json("submit", "a long story", "--max-tokens", "20000", "--detach")
+        household.json("submit", "--input", LONG, "--detach")
         household.end(signal.SIGKILL)
         household.until_nothing_lives(timeout_s=5)
     with up(tmp_path, "--data", "data", PENSTOCK_WORKER__DRAIN_TIMEOUT_S="0.5") as household:

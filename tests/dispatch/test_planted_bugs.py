@@ -22,6 +22,7 @@ class Bug:
 
 G, LINE, MEET, LEAVE, LOG = "lib/ground.lua", "lib/line.lua", "lib/meet.lua", "lib/leave.lua", "lib/log.lua"
 FENCE = "return not r or not is_held(r) or r.nonce ~= nonce or r.attempt ~= tonumber(attempt)"
+NOBODY = "if not has_reader(r) and not readers_too then"
 LOST = "    lost[#lost + 1] = id\n    lost[#lost + 1] = tonumber(attempt)\n"
 CHARGES = "charge(r, 0, 0, 'engine_error', 'boo')"
 
@@ -64,8 +65,20 @@ BUGS = (
     ),
     Bug("an ended request keeps its timer", walks.whole_life, LEAVE, "redis.call('ZREM', TIMERS, r.id)"),
     Bug("sweep charges after its own absence", walks.everybody_was_away, "sweep.lua", "if now < amnesty then", "if false then"),
-    Bug("readers are not looked for", walks.nobody_reads, "sweep.lua", "if not has_reader(r) and not readers_too then", "if false then"),
-    Bug("one reader gone is all gone", walks.nobody_reads, "sweep.lua", "if not has_reader(r) and not readers_too then", "if true then"),
+    Bug(
+        "readers are not looked for",
+        walks.nobody_reads,
+        "sweep.lua",
+        NOBODY,
+        "if false then",
+    ),
+    Bug(
+        "one reader gone is all gone",
+        walks.nobody_reads,
+        "sweep.lua",
+        NOBODY,
+        "if true then",
+    ),
     # endings
     Bug(
         "renew after the end",

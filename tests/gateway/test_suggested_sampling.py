@@ -19,3 +19,14 @@ async def test_the_cards_suggestion_holds_where_the_request_is_silent(gateway: R
     silent, named = (request.sampling for request in worker.seen)
     assert (silent.temperature, silent.top_p, silent.top_k) == (0.25, 0.8, 7)
     assert (named.temperature, named.top_p, named.top_k) == (1.5, 0.8, 0)
+
+
+async def test_an_answer_of_an_exact_length_may_be_asked_for(gateway: Running, worker: FakeWorker) -> None:
+    body = {"model": MODEL, "prompt": "hello", "max_tokens": 2}
+    for more in ({"ignore_eos": True}, {}):
+        answer = await gateway.client.post("/v1/requests", json={**body, **more}, headers={"Prefer": "wait=10"})
+        assert answer.status_code == 200, answer.text
+    await until(lambda: len(worker.seen) == 2)
+    assert [request.body for request in worker.seen] == [{"ignore_eos": True}, {}]
+    refused = await gateway.client.post("/v1/requests", json={**body, "ignore_eos": "please"})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "ignore_eos"
