@@ -6,6 +6,7 @@
 -- returns {status, input, seq, attempt, deadline}: ok | fenced
 local r = read_request(id)
 if fenced(r, attempt, nonce) then return {'fenced'} end
+if r.deadline <= now then return {'fenced'} end -- the sweep ends it as expired; no work is begun for it
 if r.state == 'granted' then
   redis.call('XDEL', k_inbox(r.worker), r.inbox)
   if r.begun_at == 0 then

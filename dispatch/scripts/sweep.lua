@@ -16,11 +16,13 @@ local function look(r)
     return true, end_from_outside(r, 'expired', 'deadline_exceeded', 'the deadline passed while the request was ' .. r.state)
   end
   if r.on_disconnect == 'cancel' and r.reader_look > 0 and r.reader_look <= now then
-    local readers_too = now < amnesty and r.readers and r.readers ~= '' -- gateways could not renew either
-    if not has_reader(r) and not readers_too then
+    local until_ms = read_until(r)
+    -- Gateways could not renew either while everybody was away.
+    if now < amnesty and r.readers and r.readers ~= '' then until_ms = math.max(until_ms or 0, amnesty) end
+    if not until_ms then
       return true, end_from_outside(r, 'cancelled', 'cancelled', 'nobody reads it any more')
     end
-    r.reader_look = readers_too and amnesty or now + READER_LEASE_MS
+    r.reader_look = until_ms
     redis.call('HSET', k_request(r.id), 'reader_look', r.reader_look)
   end
   if r.state == 'waiting' and r.not_before <= now then

@@ -330,6 +330,8 @@ class Model:
         if not self.holds(request, attempt):
             return False
         r = self.requests[request]
+        if r.deadline <= self.now:
+            return False
         if r.state is S.GRANTED and r.has_begun:
             r.log.append(Written("note", attempt))
         r.state, r.lease, r.has_begun = S.RUNNING, self.now + self.rules.lease_ms, True
@@ -409,7 +411,7 @@ class Model:
         for priority in Priority:
             for request in list(self.lines[priority, ALONE]):
                 r = self.requests[request]
-                worker = None if self._has_place(r) else self._place(r)
+                worker = r.reserved if self._has_place(r) else self._place(r)
                 if worker:
                     self._reserve(r, worker)
                     self._park(worker)
@@ -437,11 +439,13 @@ class Model:
             self._room_grew(self._end(r, S.EXPIRED))
             return True
         if r.on_disconnect is OnDisconnect.CANCEL and 0 < r.reader_look <= self.now:
-            spared = self.now < self.amnesty and bool(r.readers)
-            if not any(map(self.is_reading, r.readers)) and not spared:
+            moments = [self.gateways[g] + self.rules.reader_lease_ms for g in r.readers if self.is_reading(g)]
+            if self.now < self.amnesty and r.readers:
+                moments.append(self.amnesty)
+            if not moments:
                 self._room_grew(self._end(r, S.CANCELLED))
                 return True
-            r.reader_look = self.amnesty if spared else self.now + self.rules.reader_lease_ms
+            r.reader_look = max(moments)
         if r.state is S.WAITING and r.not_before is not None and r.not_before <= self.now:
             self._arrive(r, FRONT)
             return True

@@ -22,7 +22,7 @@ class Bug:
 
 G, LINE, MEET, LEAVE, LOG = "lib/ground.lua", "lib/line.lua", "lib/meet.lua", "lib/leave.lua", "lib/log.lua"
 FENCE = "return not r or not is_held(r) or r.nonce ~= nonce or r.attempt ~= tonumber(attempt)"
-NOBODY = "if not has_reader(r) and not readers_too then"
+NOBODY = "if not until_ms then"
 LOST = "    lost[#lost + 1] = id\n    lost[#lost + 1] = tonumber(attempt)\n"
 CHARGES = "charge(r, 0, 0, 'engine_error', 'boo')"
 

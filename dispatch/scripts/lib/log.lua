@@ -5,11 +5,15 @@ local function is_reading(gateway)
   return seen and now - tonumber(seen) < READER_LEASE_MS
 end
 
-local function has_reader(r)
+-- When the last of its readers will have been silent for a whole lease; nil if none reads now.
+local function read_until(r)
+  local latest = nil
   for gateway in string.gmatch(r.readers or '', '%S+') do
-    if is_reading(gateway) then return true end
+    local seen = redis.call('GET', k_gateway(gateway))
+    local at = seen and tonumber(seen) + READER_LEASE_MS or 0
+    if at > now and (not latest or at > latest) then latest = at end
   end
-  return false
+  return latest
 end
 
 -- A gateway not heard of for a whole lease may have missed entries: it is told to attach anew.

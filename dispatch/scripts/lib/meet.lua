@@ -290,7 +290,8 @@ local function meet_all(model)
     for _, e in ipairs(redis.call('XRANGE', k_line(model, priority, SUSPECTS), '-', '+', 'COUNT', 100)) do
       local id = entry_fields(e)
       local r = id and read_request(id)
-      local w = r and r.state == 'queued' and not has_place(r) and find_place(r) or nil
+      local w = nil
+      if r and r.state == 'queued' then w = has_place(r) and read_worker(r.reserved) or find_place(r) end
       if w then
         if reserve(r, w) then granted = granted + 1 end
         store_load(w)
