@@ -70,7 +70,7 @@ BUGS = (
         walks.nobody_reads,
         "sweep.lua",
         NOBODY,
-        "if false then",
+        "until_ms = until_ms or now + 1 if false then",
     ),
     Bug(
         "one reader gone is all gone",

@@ -159,3 +159,27 @@ async def test_one_sweep_looks_at_no_more_than_its_limit(twin: Twin) -> None:
         await twin.enqueue(twin.new(deadline_ms=1_000))
     twin.now += 1_000
     assert [await twin.queue.sweep(limit=2) for _ in range(3)] == [2, 1, 0]
+
+
+async def test_an_orphan_ends_when_its_gateways_lease_does(twin: Twin) -> None:
+    new = twin.new(reader="g-1", on_disconnect=OnDisconnect.CANCEL)
+    await twin.enqueue(new)
+    for second in range(1, 31):
+        await twin.advance(1_000)
+        if second == 1:
+            await twin.keep_reading("g-1")
+        await twin.sweep()
+    assert twin.record(new.id).state is RequestState.QUEUED
+    await twin.advance(1_000)
+    await twin.sweep()
+    assert twin.record(new.id).state is RequestState.CANCELLED
+
+
+async def test_no_work_is_begun_after_the_deadline(twin: Twin) -> None:
+    new = twin.new(deadline_ms=1_000)
+    await twin.enqueue(new)
+    await twin.advance(1_500)
+    await twin.park("w-1")
+    assert await twin.begin(twin.grant(new.id)) is None
+    await twin.sweep()
+    assert twin.record(new.id).state is RequestState.EXPIRED
