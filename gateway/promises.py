@@ -10,10 +10,9 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable
 from itertools import islice
 
-from dispatch.faults import STORE_FAULT, is_unreachable
+from dispatch.faults import STORE_FAULT, as_penstock, is_unreachable
 from dispatch.messages import EnqueueStatus, NewRequest
 from dispatch.queue import Queue
 from dispatch.states import ENDINGS
@@ -28,12 +27,15 @@ _TIDY_AT_ONCE = 500
 _AT_ONCE = 200
 _LOOKS_AFTER_S = (0.0, 2.0, 8.0)
 """When to look after a change: an old master may have accepted for a moment what its successor never got."""
+_AGAIN_S = 0.25
+_AGAIN_MOST_S = 5.0
 
 
 @dataclasses.dataclass(slots=True)
 class _Promise:
     new: NewRequest
     deadline: float  # by time.monotonic()
+    owed: bool = False  # it is gone, and could not be given back so far
 
     @property
     def bytes(self) -> int:
@@ -50,7 +52,9 @@ class Promises:
         self._kept: dict[str, _Promise] = {}
         self._bytes = 0
         self._full = False
+        self._tidied = 0  # so many of the oldest were looked at in this round and go on
         self._changed = asyncio.Event()
+        self._changes = 0
         self._settled = True
 
     def __len__(self) -> int:
@@ -84,6 +88,7 @@ class Promises:
 
     def history_changed(self) -> None:
         """Redis may have gone back in time."""
+        self._changes += 1
         self._settled = False
         self._changed.set()
 
@@ -96,53 +101,93 @@ class Promises:
             except TimeoutError:
                 await self._tidy()
                 continue
-            self._changed.clear()
-            started = time.monotonic()
-            for after_s in _LOOKS_AFTER_S:
-                await asyncio.sleep(max(0.0, started + after_s - time.monotonic()))
-                while not await self._give_back():
-                    await self._watch.until_here()
-                    await asyncio.sleep(0.1)
-            self._settled = not self._changed.is_set()
+            await self._settle()
 
-    async def _give_back(self) -> bool:
-        """Look for everything remembered once. False: Redis was away in between."""
+    async def _settle(self) -> None:
+        """Look for all, several times, and give back what is gone. Returns when nothing is owed, or at another change."""
+        change = self._changes
+        started = time.monotonic()
+        looks = [started + after_s for after_s in _LOOKS_AFTER_S]
+        owed: list[str] = []
+        again_s = _AGAIN_S
+        while (looks or owed) and change == self._changes:
+            if looks and time.monotonic() >= looks[0]:
+                looks.pop(0)
+                owed, again_s = list(self._kept), _AGAIN_S
+            owed = await self._give_back(owed)
+            await self._watch.until_here()
+            if owed:
+                await asyncio.sleep(again_s)
+                again_s = min(again_s * 2, _AGAIN_MOST_S)
+            elif looks:
+                await asyncio.sleep(max(0.0, looks[0] - time.monotonic()))
+        if change == self._changes:
+            self._changed.clear()
+            self._settled = True
+
+    async def _give_back(self, requests: list[str]) -> list[str]:
+        """Look for these once. Returns those that have to be looked for again."""
+        owed: list[str] = []
+        for start in range(0, len(requests), _AT_ONCE):
+            ids = requests[start : start + _AT_ONCE]
+            try:
+                states = await self._queue.whereabouts(ids)
+            except STORE_FAULT as error:
+                if not is_unreachable(error):
+                    log.warning("Cannot look for accepted requests: try again", extra={"error": type(error).__name__})
+                return owed + requests[start:]
+            gone = []
+            for request, state in zip(ids, states, strict=True):
+                promise = self._kept.get(request)
+                if state in ENDINGS:
+                    self.forget(request)
+                elif state is None and promise is not None:
+                    gone.append(promise)
+            # Together: they share round trips, and the wait for a replica.
+            given = await asyncio.gather(*(self._enqueue_again(promise) for promise in gone))
+            owed += [promise.new.id for promise, done in zip(gone, given, strict=True) if not done]
+        return owed
+
+    async def _enqueue_again(self, promise: _Promise) -> bool:
+        """Whether nothing is left to do for it. False: it must be looked for again."""
+        request = promise.new.id
+        left_ms = int((promise.deadline - time.monotonic()) * 1000)
         try:
-            for ids in _in_parts(list(self._kept), _AT_ONCE):
-                for request, state in zip(ids, await self._queue.whereabouts(ids), strict=True):
-                    if state in ENDINGS:
-                        self.forget(request)
-                    elif state is None and request in self._kept:
-                        await self._enqueue_again(self._kept[request])
+            done = await self._queue.enqueue(dataclasses.replace(promise.new, deadline_ms=max(1, left_ms)))
         except STORE_FAULT as error:
-            if not is_unreachable(error):
-                raise
-            return False
+            fault = as_penstock(error)
+            return self._give_up(promise, fault.code, left_ms if fault.kind.retryable else 0)
+        if done.status is EnqueueStatus.FULL:
+            return self._give_up(promise, "queue_full", left_ms)
+        if done.status is EnqueueStatus.OK:
+            promise.owed = False
+            log.warning("Redis had forgotten a request: it is in the line again", extra={"request": request})
+            return True
+        log.info("A forgotten request was sent again meanwhile: keep the new one", extra={"request": request, "got": done.status})
+        self.forget(request)
         return True
 
-    async def _enqueue_again(self, promise: _Promise) -> None:
-        left_ms = max(1, int((promise.deadline - time.monotonic()) * 1000))
-        done = await self._queue.enqueue(dataclasses.replace(promise.new, deadline_ms=left_ms))
-        log.warning(
-            "Redis had forgotten a request: it is in the line again", extra={"request": promise.new.id, "got": done.status}
-        )
-        if done.status is not EnqueueStatus.OK and done.status is not EnqueueStatus.FULL:
-            self.forget(promise.new.id)  # the client sent it again meanwhile, with the same key
+    def _give_up(self, promise: _Promise, why: str, left_ms: int) -> bool:
+        """Whether the request that could not be given back is given up: not before its deadline."""
+        facts = {"request": promise.new.id, "code": why}
+        if left_ms <= 0:
+            log.error("Redis had forgotten a request, and it cannot be given back: give it up", extra=facts)
+            self.forget(promise.new.id)
+            return True
+        if not promise.owed:
+            promise.owed = True  # said once, however often it is tried
+            log.warning("Redis had forgotten a request, and does not take it now: try again until its deadline", extra=facts)
+        return False
 
     async def _tidy(self) -> None:
-        """Forget what ended without a reader here."""
-        ids = list(islice(self._kept, _TIDY_AT_ONCE))
+        """Forget what ended without a reader here: some at a time, round after round, their order as it was."""
+        ids = list(islice(self._kept, self._tidied, self._tidied + _TIDY_AT_ONCE))
         try:
             states = await self._queue.whereabouts(ids)
         except STORE_FAULT:
             return
-        for request, state in zip(ids, states, strict=True):
-            if state in ENDINGS:
-                self.forget(request)
-            elif request in self._kept:
-                self._kept[request] = self._kept.pop(request)  # to the end: next time the others are looked at
+        ended = [request for request, state in zip(ids, states, strict=True) if state in ENDINGS]
+        for request in ended:
+            self.forget(request)
+        self._tidied = self._tidied + len(ids) - len(ended) if len(ids) == _TIDY_AT_ONCE else 0
         self._full = self._full and self._bytes > self._most_bytes // 2
-
-
-def _in_parts(ids: list[str], size: int) -> Iterable[list[str]]:
-    return (ids[start : start + size] for start in range(0, len(ids), size))
