@@ -24,8 +24,10 @@ from dispatch.messages import (
     LogEntry,
     NewRequest,
     RequestRecord,
+    decode,
     encode,
 )
+from dispatch.states import ENDINGS
 from gateway.context import Gateway
 from gateway.reading import NotYet, Reader, expired, not_found
 from gateway.sse import watched
@@ -33,6 +35,7 @@ from gateway.sse import watched
 _TRIES = 3
 _RETRY_S = 0.1
 _FULL_RETRY_S = 5
+_NOTHING_STORED = frozenset({"queue_full", "idempotency_mismatch"})
 
 
 class End(msgspec.Struct, kw_only=True):
@@ -115,7 +118,14 @@ async def submit(gateway: Gateway, new: NewRequest) -> Enqueued:
         )
     if done.status is EnqueueStatus.OK:
         gateway.promises.remember(new)
+    elif done.state not in ENDINGS and done.id not in gateway.promises:
+        gateway.promises.remember(_under(done.id, new))  # its first gateway may be gone: this one answers for it, too
     return done
+
+
+def _under(request: str, new: NewRequest) -> NewRequest:
+    kept = decode(new.input, InferenceRequest, "the input of a replayed request")
+    return dataclasses.replace(new, id=request, input=encode(dataclasses.replace(kept, id=request)))
 
 
 def maybe_accepted(why: str) -> PenstockError:
@@ -159,11 +169,11 @@ async def submit_read(gateway: Gateway, new: NewRequest) -> tuple[Enqueued, Read
     reader = gateway.feed.subscribe(new.id, attached=True)
     try:
         done = await submit(gateway, new)
-    except PenstockError:
-        gateway.feed.forget(reader)
-        raise
-    except BaseException:  # it may have been stored
-        gateway.feed.leave(reader)
+    except BaseException as error:
+        if isinstance(error, PenstockError) and error.code in _NOTHING_STORED:
+            gateway.feed.forget(reader)
+        else:  # nobody knows: with this gateway as its reader it would be worked for nobody
+            gateway.feed.leave(reader)
         raise
     if done.status is not EnqueueStatus.REPLAY:
         return done, reader

@@ -2,16 +2,22 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
+import pytest
+from redis.exceptions import OutOfMemoryError, ResponseError
+
 from dispatch import messages as m
+from dispatch.faults import NotReplicated
 from dispatch.history import ServerHistory
 from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
 from dispatch.states import RequestState
+from gateway import promises as promises_module
 from gateway.promises import Promises
 from gateway.watching import Watch
-from tests.gateway.helpers import MODEL, FakeWorker, Running, Tap, until
+from tests.gateway.helpers import MODEL, FakeWorker, Running, Tap, serving, settings_for, until
 
 BODY = {"model": MODEL, "prompt": "hello", "max_tokens": 8}
 KEYS = ShardKeys("s0")
@@ -120,3 +126,144 @@ async def test_one_that_was_sent_again_with_its_key_is_done_once(queue: Queue, r
         with contextlib.suppress(asyncio.CancelledError):
             await running
         await queue.purge(MODEL)
+
+
+@contextlib.asynccontextmanager
+async def kept_by(queue: Queue, *requests: m.NewRequest) -> AsyncIterator[Promises]:
+    """Promises of these, at work; they look once after a change."""
+    promises = Promises(queue, await watch_of(HERE))
+    for each in requests:
+        promises.remember(each)
+    running = asyncio.create_task(promises.run())
+    try:
+        yield promises
+        assert not running.done(), "it goes on for ever"
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        await queue.purge(MODEL)
+
+
+@pytest.fixture
+def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promises_module, "_LOOKS_AFTER_S", (0.0,))
+
+
+def refusing(queue: Queue, request: str, answer: Exception | m.EnqueueStatus, until_it: Callable[[], bool]) -> list[str]:
+    """`queue` refuses this request until something is so. Returns the tries, as they come."""
+    tries: list[str] = []
+    enqueue = queue.enqueue
+
+    async def refuse(new: m.NewRequest) -> m.Enqueued:
+        if new.id == request:
+            tries.append(new.id)
+            if not until_it():
+                if isinstance(answer, Exception):
+                    raise answer
+                return m.Enqueued(answer, new.id, RequestState.QUEUED, 0, 0)
+        return await enqueue(new)
+
+    queue.enqueue = refuse  # type: ignore[method-assign]
+    return tries
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [NotReplicated("no replica has it"), OutOfMemoryError("at its limit"), m.EnqueueStatus.FULL],
+    ids=["not_replicated", "out_of_memory", "full"],
+)
+async def test_one_that_is_refused_does_not_hold_up_the_others_and_is_tried_again(
+    queue: Queue, redis: object, one_look: None, answer: Exception | m.EnqueueStatus
+) -> None:
+    first, second = new(1), new(2)
+    taken = asyncio.Event()
+    tries = refusing(queue, first.id, answer, taken.is_set)
+    async with kept_by(queue, first, second) as promises:
+        promises.history_changed()
+        assert await until(lambda: queue.record(second.id))
+        await until(lambda: len(tries) >= 2)
+        assert await promises.unsettled(), "one may still come back"
+        taken.set()
+        assert await until(lambda: queue.record(first.id))
+        await until(lambda: not promises._changed.is_set())
+        assert not await promises.unsettled()
+
+
+async def test_what_cannot_be_given_back_is_given_up_after_its_deadline_or_a_fault_that_stays(
+    queue: Queue, redis: object, one_look: None
+) -> None:
+    late, broken, third = replace(new(1), deadline_ms=1), new(2), new(3)
+    refusing(queue, late.id, m.EnqueueStatus.FULL, lambda: False)
+    refusing(queue, broken.id, ResponseError("WRONGTYPE it is"), lambda: False)
+    async with kept_by(queue, late, broken, third) as promises:
+        promises.history_changed()
+        await until(lambda: not promises._changed.is_set())
+        assert not await promises.unsettled()
+        assert late.id not in promises and broken.id not in promises
+        assert await queue.record(third.id)
+
+
+async def test_another_change_in_the_middle_is_looked_into_too(queue: Queue, redis: object, one_look: None) -> None:
+    only = new(1)
+    async with kept_by(queue, only) as promises:
+        whereabouts, lost = queue.whereabouts, []
+
+        async def once_lost_after_the_look(requests: list[str]) -> list[RequestState | None]:
+            found = await whereabouts(requests)
+            if found == [RequestState.QUEUED] and not lost:
+                lost.append(only.id)
+                await lose(redis, only.id)
+                promises.history_changed()
+            return found
+
+        await queue.enqueue(only)
+        queue.whereabouts = once_lost_after_the_look  # type: ignore[method-assign,assignment]
+        promises.history_changed()
+        await until(lambda: lost and not promises._changed.is_set())
+        assert await queue.record(only.id)
+
+
+async def test_tidying_goes_round_and_leaves_the_oldest_first(
+    queue: Queue, redis: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promises_module, "_TIDY_AT_ONCE", 1)
+    promises = Promises(queue, await watch_of(HERE), most_bytes=3 * 2024)
+    for n in (1, 2, 3):
+        await queue.enqueue(new(n, size=1000))
+        promises.remember(new(n, size=1000))
+    await promises._tidy()
+    promises.remember(new(4, size=1000))
+    assert new(1).id not in promises and new(2).id in promises, "the oldest goes"
+    await queue.cancel(new(3).id)
+    for _ in range(4):
+        await promises._tidy()
+    assert new(3).id not in promises and len(promises) == 2
+    await queue.purge(MODEL)
+
+
+async def test_a_repeat_at_another_gateway_makes_that_one_promise_too(
+    gateway: Running, worker: FakeWorker, queue: Queue, redis: object, server_url: str
+) -> None:
+    tap = Tap(worker)
+    headers = {"idempotency-key": "once"}
+    request = (await gateway.client.post("/v1/requests", json=BODY, headers=headers)).json()["id"]
+    async with serving(settings_for(server_url)) as other:
+        assert (await other.client.post("/v1/requests", json=BODY, headers=headers)).json()["id"] == request
+        promises = other.gateway.promises
+        assert request in promises and len(promises) == 1
+        await lose(redis, request)
+        async for key in redis.scan_iter("*idempotency:*"):  # type: ignore[attr-defined]
+            await redis.delete(key)  # type: ignore[attr-defined]
+        promises.history_changed()
+        found = await until(lambda: queue.input(request))
+        assert (found.id, found.prompt) == (request, BODY["prompt"])
+        await tap.to(9)
+        await until(lambda: _is_over(queue, request))
+    async with serving(settings_for(server_url)) as third:
+        assert (await third.client.post("/v1/requests", json=BODY, headers=headers)).json()["id"] == request
+        assert len(third.gateway.promises) == 0, "it has ended"
+
+
+async def _is_over(queue: Queue, request: str) -> bool:
+    return await queue.whereabouts([request]) == [RequestState.COMPLETED]
