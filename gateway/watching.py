@@ -32,6 +32,7 @@ class Watch:
         self.history: ServerHistory | None = None
         self.answer_s = 0.0
         self._look = look
+        self._looking: asyncio.Task[None] | None = None
         self._away_since: float | None = None
         self._here = asyncio.Event()
 
@@ -61,7 +62,13 @@ class Watch:
             await self.look()
 
     async def look(self) -> None:
-        """Look once."""
+        """Look once. Who comes while a look is under way shares it: waiting for the one connection would look like silence."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_once())
+        # Shielded: a client that leaves must not end the look of the others.
+        await asyncio.shield(self._looking)
+
+    async def _look_once(self) -> None:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(_ANSWER_WITHIN_S):
