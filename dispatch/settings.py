@@ -5,6 +5,7 @@ Never here: what the values cause.
 """
 
 import re
+import urllib.parse
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,9 @@ class Durability(StrEnum):
     REPLICATED = "replicated"
 
 
+_REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+
+
 class RedisSettings(_Section):
     """Where Redis is, and what it must promise. docs/durability.md compares the modes."""
 
@@ -48,6 +52,24 @@ class RedisSettings(_Section):
     replica_wait_ms: int = Field(
         500, ge=1, le=3000, description="replicated: how long an accepted request may wait for a replica to have it"
     )
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url_of_redis(cls, url: str | None) -> str | None:
+        if not url:
+            return url
+        scheme, separator, _ = url.partition("://")
+        if not separator or scheme not in _REDIS_SCHEMES:
+            raise ValueError(f"it must begin with one of {', '.join(f'{s}://' for s in _REDIS_SCHEMES)}")
+        if scheme in ("redis", "rediss"):
+            parts = urllib.parse.urlsplit(url)
+            try:
+                _ = parts.port
+            except ValueError:
+                raise ValueError("its port is no number from 0 to 65535") from None
+            if parts.path.strip("/") and not parts.path.strip("/").isdigit():
+                raise ValueError("what follows the last / must be the number of a database")
+        return url
 
     @property
     def wait_replica_ms(self) -> int:

@@ -60,6 +60,9 @@ def _show(args: argparse.Namespace) -> int:
         show_one(args.output, document)
         for attempt in story:
             print(_told(attempt))
+        if document.get("status") == "failed":
+            error = _call(args, "GET", f"/v1/requests/{args.id}/result").get("error") or {}
+            print(f"failed: {error.get('message', 'it does not say why')} ({error.get('code', 'no code')})")
     else:
         show_one(args.output, document)
     return OK

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 from urllib.parse import quote
 
+from penstock.asking import confirmed
 from penstock.failures import OK
 from penstock.output import Row, show, show_one, size, span
 from penstock.parsing import Parser, add_client_flags, add_verb, api_key_of, server_of
@@ -94,10 +95,9 @@ def _queues(args: argparse.Namespace) -> int:
 
 
 def _act(args: argparse.Namespace) -> int:
-    if args.act == "purge" and not args.yes and sys.stdin.isatty():
-        answer = input(f"Cancel all that waits for {args.model}? [y/N] ")
-        if answer.strip().lower() not in ("y", "yes"):
-            return OK
+    if args.act == "purge" and not args.yes and not confirmed(f"Cancel all that waits for {args.model}?"):
+        print("Nothing was purged.", file=sys.stderr)
+        return OK
     show_one(args.output, _call(args, "POST", f"/v1/queues/{quote(args.model)}/{args.act}") or {})
     return OK
 
