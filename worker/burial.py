@@ -22,14 +22,17 @@ _SETTLE_S = 0.3
 
 
 async def suspects_of(held: Held, death: Death) -> list[str]:
-    """The requests that were in the engine when it died of its own fault.
+    """The requests that were in the engine when it died of its own fault; in one that hung, since before it fell silent.
 
     What was complete before is written first; and the others learn of the death, so that nobody's last words are taken for it.
     """
     give_up_at = time.monotonic() + (0 if death.hung else _SETTLE_S)
     while time.monotonic() < give_up_at and any(not e.crashed and (e.generating or e.is_ending) for e in held):  # noqa: ASYNC110 - a few looks
         await asyncio.sleep(0.01)
-    return [e.grant.request for e in held if e.generating] if death.own_fault else []
+    if not death.own_fault:
+        return []
+    latest = time.monotonic() - max(0.0, death.silent_s)
+    return [e.grant.request for e in held if e.generating and e.generating_since <= latest]
 
 
 async def abandon(queue: Queue, fleet: Fleet, worker: str, evidence: str, suspects: Sequence[str]) -> None:

@@ -51,6 +51,7 @@ class Execution:
         self.holding = Holding(grant.cost_tokens, grant.cost_tokens)
         self.generating = False
         """The engine works on it, or died doing so."""
+        self.generating_since = 0.0
         self.crashed = False
         self._queue = queue
         self._engine = engine
@@ -131,7 +132,7 @@ class Execution:
 
     async def _generate(self, begun: Begun, done: Any) -> Completed:
         """Take what the engine says into `_gathered`, to the end."""
-        self.generating = True
+        self.generating, self.generating_since = True, time.monotonic()
         try:
             async with aclosing(self._engine.generate(begun.request, done)) as answer:  # type: ignore[type-var]
                 async for chunk in answer:

@@ -56,7 +56,7 @@ class Steps:
         self.hang_s = math.inf
         self._count = count
         self._on_hung = on_hung
-        self._longest_gap_s = longest_gap_s
+        self.longest_gap_s = longest_gap_s
         self._last = -1
         self._looked_at = 0.0
         self._silent_s = 0.0
@@ -65,7 +65,7 @@ class Steps:
     def look(self, owing: bool, now: float) -> "Pace":
         """Look again."""
         count = self._count()
-        gap_s, self._looked_at = min(self._longest_gap_s, now - self._looked_at), now
+        gap_s, self._looked_at = min(self.longest_gap_s, now - self._looked_at), now
         self._silent_s = 0.0 if count != self._last or not owing else self._silent_s + gap_s
         self._last = count
         if self._silent_s > self.hang_s:

@@ -265,7 +265,9 @@ class Worker:
 
     def _see_hung(self, silent_s: float) -> None:
         if self._life is not None:
-            self._life.see_dead(Death(f"the engine made no step for {silent_s:.0f} s", hung=True))
+            self._life.see_dead(
+                Death(f"the engine made no step for {silent_s:.0f} s", hung=True, silent_s=silent_s - self._steps.longest_gap_s)
+            )
 
     def _story(self, life: Life) -> dict[str, object]:
         return {
