@@ -8,6 +8,7 @@ import contextlib
 import logging
 import urllib.parse
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,23 +87,30 @@ class Masters:
         self._master: tuple[str, int] | None = None
         self._connections: weakref.WeakSet[_ToMaster] = weakref.WeakSet()
 
-    async def find(self, connection: "_ToMaster") -> tuple[str, int]:
-        """The master's address, for a connection about to be made. Raises the client's ConnectionError."""
+    async def find(self, connection: "_ToMaster") -> tuple[tuple[str, int], tuple[str, int]]:
+        """The master's address, for a connection about to be made, and which Sentinel says so.
+
+        It is hearsay until the server itself was asked: then `doubt` or `see`. Raises the client's ConnectionError.
+        """
         self._connections.add(connection)
         for sentinel in list(self._order):
             address = await self._ask(sentinel)
             if address is not None:
-                # The one that knows is asked first from now on.
+                # The one that answers is asked first from now on.
                 self._order.sort(key=lambda other: other != sentinel)
-                self._see(address)
-                return address
+                return address, sentinel
         names = ", ".join(f"{host}:{port}" for host, port in self.url.sentinels)
         raise RedisConnectionError(f"no Sentinel of {names} knows a master of {self.url.service}")
+
+    def doubt(self, sentinel: tuple[str, int]) -> None:
+        """No master was met where this one sent a connection: ask the others first from now on."""
+        self._order.sort(key=lambda other: other == sentinel)
 
     async def _ask(self, sentinel: tuple[str, int]) -> tuple[str, int] | None:
         client: Any = Redis(
             host=sentinel[0],
             port=sentinel[1],
+            ssl=self.url.tls,
             password=self.url.sentinel_password,
             socket_timeout=_ASK_WITHIN_S,
             socket_connect_timeout=_ASK_WITHIN_S,
@@ -118,7 +126,8 @@ class Masters:
             await client.aclose()
         return (found[0], int(found[1])) if found else None
 
-    def _see(self, address: tuple[str, int]) -> None:
+    def see(self, address: tuple[str, int]) -> None:
+        """The server there has said itself that it is the master: connections to another one are dropped."""
         before, self._master = self._master, address
         if before is None or before == address:
             return
@@ -135,19 +144,31 @@ class _ToMaster(ToldBroken, Connection):
         self._masters = masters
 
     async def _connect(self) -> None:
-        self.host, self.port = await self._masters.find(self)
-        await super()._connect()  # type: ignore[no-untyped-call]
+        (self.host, self.port), self._told_by = await self._masters.find(self)
+        with self._doubting():
+            await super()._connect()  # type: ignore[no-untyped-call]
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         """Also asks for its role: for a moment after a failover a Sentinel may name the one that was."""
-        await super().on_connect_check_health(check_health=check_health)
+        with self._doubting():
+            await super().on_connect_check_health(check_health=check_health)
+            try:
+                await self.send_command("ROLE")
+                role: Any = await super().read_response()
+            except ResponseError:  # one that may not be asked
+                return
+            if not role or role[0] not in (b"master", "master"):
+                raise RedisConnectionError(f"{self.host}:{self.port} is no master")
+        self._masters.see((self.host, self.port))
+
+    @contextlib.contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """Also when cancelled: whoever waits for a server that hangs may be less patient than the connection."""
         try:
-            await self.send_command("ROLE")
-            role: Any = await super().read_response()
-        except ResponseError:  # one that may not be asked
-            return
-        if role and role[0] not in (b"master", "master"):
-            raise RedisConnectionError(f"{self.host}:{self.port} is no master")
+            yield
+        except BaseException:
+            self._masters.doubt(self._told_by)
+            raise
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         """A demoted master is left: the next command finds the new one."""

@@ -1,0 +1,154 @@
+"""Which Sentinel is believed: one that names a dead server or a replica is asked last, and cuts nobody off; TLS to them too.
+
+The Sentinels are played: a real one cannot be made to hold a stale opinion. The group itself: tests/system/test_sentinel.py.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.exceptions import RedisError
+
+from dispatch.redis_client import connect
+
+
+class Played:
+    """A Sentinel that names one server, or a server with one role; `asked` counts the questions."""
+
+    def __init__(self, role: str = "", names: int = 0) -> None:
+        self.names, self.role, self.asked = names, role, 0
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while words := await self._command(reader):
+            if words[0] == "SENTINEL":
+                self.asked += 1
+                port = str(self.names)
+                writer.write(f"*2\r\n$9\r\n127.0.0.1\r\n${len(port)}\r\n{port}\r\n".encode())
+            elif words[0] == "ROLE":
+                writer.write(f"*1\r\n${len(self.role)}\r\n{self.role}\r\n".encode())
+            else:
+                writer.write(b"+PONG\r\n" if words[0] == "PING" else b"+OK\r\n")
+        writer.close()
+
+    async def _command(self, reader: asyncio.StreamReader) -> list[str]:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            words = []
+            for _ in range(int((await reader.readuntil(b"\r\n"))[1:])):
+                size = int((await reader.readuntil(b"\r\n"))[1:])
+                words.append((await reader.readexactly(size + 2))[:-2].decode())
+            return words
+        return []
+
+
+@contextlib.asynccontextmanager
+async def playing(played: Played, tls: ssl.SSLContext | None = None) -> AsyncIterator[Played]:
+    server = await asyncio.start_server(played.serve, "127.0.0.1", 0, ssl=tls)
+    played.port = server.sockets[0].getsockname()[1]
+    try:
+        yield played
+    finally:
+        server.close()
+
+
+@pytest.fixture
+async def master() -> AsyncIterator[int]:
+    async with playing(Played(role="master")) as played:
+        yield played.port
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    with socket.socket() as bound:  # bound and not listening: refused
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+def group(*sentinels: Played, scheme: str = "redis+sentinel") -> str:
+    return f"{scheme}://{','.join(f'127.0.0.1:{sentinel.port}' for sentinel in sentinels)}/penstock/0"
+
+
+async def pinged(url: str, attempts: int) -> int:
+    """After how many attempts it was answered."""
+    client = connect(url)
+    try:
+        for attempt in range(1, attempts + 1):
+            with contextlib.suppress(RedisError):
+                if await client.ping():
+                    return attempt
+        raise AssertionError(f"not answered within {attempts} attempts")
+    finally:
+        await client.aclose()
+
+
+async def test_a_sentinel_that_names_a_dead_port_is_asked_last(master: int, dead_port: int) -> None:
+    async with playing(Played(names=dead_port)) as stale, playing(Played(names=master)) as sound:
+        assert await pinged(group(stale, sound), attempts=4) == 2
+        assert (stale.asked, sound.asked) == (1, 1)
+
+
+async def test_a_sentinel_that_names_a_replica_is_asked_last(master: int) -> None:
+    async with (
+        playing(Played(role="slave")) as replica,
+        playing(Played(names=replica.port)) as stale,
+        playing(Played(names=master)) as sound,
+    ):
+        assert await pinged(group(stale, sound), attempts=4) == 2
+        assert (stale.asked, sound.asked) == (1, 1)
+
+
+@pytest.mark.parametrize("role", ["", "slave"])
+async def test_hearsay_cuts_nobody_off(master: int, dead_port: int, role: str) -> None:
+    async with playing(Played(role=role)) as replica, playing(Played(names=master)) as sentinel:
+        client = connect(group(sentinel))
+        try:
+            first = await client.connection_pool.get_connection()
+            sentinel.names = replica.port if role else dead_port
+            with pytest.raises(RedisError):
+                await client.ping()
+            await first.send_command("PING")
+            assert await first.read_response() == b"PONG"
+            await client.connection_pool.release(first)
+        finally:
+            await client.aclose()
+
+
+async def test_a_server_that_says_it_is_the_master_takes_the_connections(master: int) -> None:
+    async with playing(Played(role="master")) as other, playing(Played(names=master)) as sentinel:
+        client = connect(group(sentinel))
+        try:
+            first = await client.connection_pool.get_connection()
+            sentinel.names = other.port
+            assert await client.ping()
+            with pytest.raises((RedisError, OSError)):
+                await first.send_command("PING")
+                await first.read_response()
+            await client.connection_pool.release(first)
+        finally:
+            await client.aclose()
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's, with a certificate that clients of this process trust."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+async def test_tls_reaches_the_sentinels_too(tls: ssl.SSLContext) -> None:
+    async with playing(Played(role="master"), tls) as server, playing(Played(names=server.port), tls) as sentinel:
+        assert await pinged(group(sentinel, scheme="rediss+sentinel"), attempts=1) == 1
+        assert sentinel.asked == 1
