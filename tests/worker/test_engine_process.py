@@ -1,8 +1,10 @@
 """An engine in a child process: it streams, cancels, fails and dies as an engine should, and takes nobody with it."""
 
 import asyncio
+import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,8 +17,10 @@ from dispatch.messages import FinishReason, InferenceRequest, InputKind, Samplin
 from dispatch.settings import WorkerSettings
 from tests.worker.conftest import until
 from worker.engines.base import EngineDead, EngineError, EngineInfo
-from worker.engines.frames import settings_document
+from worker.engines.frames import _LENGTH, Dying, read_to_parent, settings_document
+from worker.engines.host import EXIT_DEAD, _Host
 from worker.engines.process import ProcessEngine
+from worker.engines.sim import SimEngine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ROOT = Path(__file__).parent.parent.parent
@@ -259,6 +263,124 @@ async def test_the_child_dies_with_its_parent_whatever_kills_that() -> None:
         return not is_there(child)
 
     await until(gone, timeout_s=5)
+
+
+LOUD = """#!{python}
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+sys.argv = [sys.argv[0], sys.argv[-1]]
+from worker.engines import host
+from worker.engines.sim import SimEngine
+
+class Loud(SimEngine):
+    async def start(self):
+        if {dies!r} == "starting":
+            self.die()
+        return await super().start()
+
+    async def probe(self):
+        self.die()
+
+    def die(self):
+        print("it choked on: my secret prompt", file=sys.stderr, flush=True)
+        if {heir!r} and os.fork() == 0:
+            with open({heir!r}, "w") as file:
+                file.write(str(os.getpid()))
+            os.rename({heir!r}, {heir!r} + ".ready")
+            time.sleep(60)
+            os._exit(0)
+        while {heir!r} and not os.path.exists({heir!r} + ".ready"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGABRT)
+
+host.load_engine = lambda name, settings: Loud(settings)
+host.main()
+"""
+
+
+def loud(monkeypatch: pytest.MonkeyPatch, folder: Path, dies: str, heir: str = "") -> ProcessEngine:
+    """Its child writes a prompt to stderr and aborts; an `heir` (the file to write its pid to) keeps all it had open."""
+    script = folder / "loud"
+    script.write_text(LOUD.format(python=sys.executable, root=str(ROOT), dies=dies, heir=heir))
+    script.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(script))
+    return sim()
+
+
+def end_by_file(file: Path) -> None:
+    os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+async def test_what_it_wrote_is_no_part_of_the_evidence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "penstock.engine")
+    engine = loud(monkeypatch, tmp_path, "asked")
+    await engine.start()
+    with pytest.raises(EngineDead) as dead:
+        await engine.probe()
+    assert str(dead.value) == "the engine's process was ended by SIGABRT"
+    telling = {record.levelno for record in caplog.records if "secret prompt" in str(record.__dict__)}
+    assert telling == {logging.DEBUG}
+    await engine.close()
+
+
+async def test_what_it_wrote_when_it_could_not_start_is_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(PenstockError) as refused:
+        await loud(monkeypatch, tmp_path, "starting").start()
+    assert refused.value.message == "The engine could not start: the engine's process was ended by SIGABRT."
+    assert "it choked on" in refused.value.hint
+
+
+async def test_an_heir_that_keeps_all_open_delays_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    heir = tmp_path / "heir"
+    engine = loud(monkeypatch, tmp_path, "asked", str(heir))
+    await engine.start()
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(EngineDead, match="SIGABRT"):
+                await engine.probe()
+            await engine.close()
+    finally:
+        end_by_file(Path(f"{heir}.ready"))
+
+
+async def test_a_child_that_cannot_hear_ends_itself() -> None:
+    engine = sim()
+    await engine.start()
+    assert engine._writer is not None
+    body = b"\xc1"  # a frame of no kind
+    engine._writer.write(_LENGTH.pack(len(body)) + body)
+    with pytest.raises(EngineDead, match="exited with status 70: listening to its worker failed with "):
+        async with asyncio.timeout(10):
+            await engine.probe()
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("my secret prompt"), "ticking to its worker failed with RuntimeError"), (EngineDead("it broke"), "it broke")],
+)
+async def test_a_host_that_cannot_tell_its_steps_ends(error: Exception, said: str) -> None:
+    class Broken(SimEngine):
+        def steps(self) -> int:
+            raise error
+
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    host_reader, host_writer = await asyncio.open_connection(sock=theirs)
+    host = _Host(host_reader, host_writer)
+    host._engine = Broken(WorkerSettings(engine="sim", model="sim", sim_gpu="A10"))
+    try:
+        async with asyncio.timeout(10):
+            assert await host.run() == EXIT_DEAD
+            while not isinstance(frame := await read_to_parent(reader), Dying):
+                assert frame is not None
+        assert frame.evidence == said
+    finally:
+        for end in (writer, host_writer):
+            end.close()
+            await end.wait_closed()
 
 
 async def test_secrets_reach_the_child_as_they_are() -> None:

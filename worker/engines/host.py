@@ -56,8 +56,8 @@ class _Host:
 
     async def run(self) -> int:
         """Serve until told to close, until the worker is gone or the engine is dead; the exit status."""
-        self._help(self._listen())
-        self._help(self._tick())
+        self._help("listening", self._listen())
+        self._help("ticking", self._tick())
         status = await self._over
         for task in (*self._calls.values(), *self._helpers):
             task.cancel()
@@ -68,10 +68,20 @@ class _Host:
             await self._engine.close()
         return status
 
-    def _help(self, work: Any) -> None:
-        task = asyncio.create_task(work)
+    def _help(self, name: str, work: Any) -> None:
+        task = asyncio.create_task(work, name=name)
         self._helpers.add(task)
-        task.add_done_callback(self._helpers.discard)
+        task.add_done_callback(self._helped)
+
+    def _helped(self, task: asyncio.Task[None]) -> None:
+        """Deaf or mute it would be held for sound for ever: the worker must learn."""
+        self._helpers.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # The type alone: its message could quote what a request said.
+        died = isinstance(error, EngineDead)
+        self._send(Dying(str(error) if died else f"{task.get_name()} to its worker failed with {type(error).__name__}"))
+        self._finish(EXIT_DEAD)
 
     def _send(self, frame: ToParent) -> None:
         self._writer.write(packed(frame))

@@ -1,7 +1,8 @@
 """An engine in a child process: inference cannot block the worker's event loop, and a crash takes only the engine.
 
 `ProcessEngine` is an Engine that passes everything on to another one in `worker.engines.host`, over a socket pair.
-When the child is gone, everything open in it ends with EngineDead and the evidence. Never here: starting another one.
+When the child is gone, everything open in it ends with EngineDead and the evidence: how it ended, in words of ours. What
+it wrote may quote a prompt, and the evidence reaches every request beside that one. Never here: starting another engine.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from typing import BinaryIO
 
 from dispatch.errors import PenstockError
 from dispatch.messages import InferenceRequest, InputKind
@@ -42,7 +44,9 @@ from worker.engines.frames import (
 )
 
 _CLOSE_S = 10.0
-_EVIDENCE_LINES, _EVIDENCE_CHARACTERS = 3, 200
+_LAST_LINES, _LINE_CHARACTERS = 3, 200
+_LAST_WORDS_S = 0.5
+"""How long its words are read on after its end: what it started itself may hold its side of them open for ever."""
 _log = logging.getLogger("penstock.engine")
 
 _Answer = Piece | Ended | Tokens | Failed | None  # None: the child is gone
@@ -64,7 +68,9 @@ class ProcessEngine:
         self._watcher: asyncio.Task[None] | None = None
         self._steps = 0
         self._next_call = 0
-        self._last_lines: deque[str] = deque(maxlen=_EVIDENCE_LINES)
+        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._own_words = ""
+        self._stderr: asyncio.BaseTransport | None = None
         self._evidence = ""
         self._own_fault = True
         self._closing = False
@@ -76,18 +82,19 @@ class ProcessEngine:
 
     async def start(self) -> EngineInfo:
         ours, theirs = socket.socketpair()
-        with theirs:
+        stderr, lines, self._stderr = await _pipe()
+        with theirs, stderr:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "worker.engines.host", str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
+                stderr=stderr,
                 env=with_parent(dict(os.environ)),
             )  # fmt: skip
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._started = asyncio.get_running_loop().create_future()
-        self._watcher = asyncio.create_task(self._watch(reader, self._process))
+        self._watcher = asyncio.create_task(self._watch(reader, lines, self._process))
         self._send(Load(self._name, settings_document(self._settings)))
         try:
             info = await self._started
@@ -192,19 +199,23 @@ class ProcessEngine:
         if isinstance(answer, Failed):
             raise answer.error()
 
-    async def _watch(self, reader: asyncio.StreamReader, process: asyncio.subprocess.Process) -> None:
+    async def _watch(
+        self, frames: asyncio.StreamReader, lines: asyncio.StreamReader, process: asyncio.subprocess.Process
+    ) -> None:
         """From the child's first word to its last: pass on what it says, then find out how it went."""
-        lines = asyncio.create_task(self._read_lines(process))
-        try:
-            while (frame := await read_to_parent(reader)) is not None:
-                self._heard(frame)
-        except Exception as error:
-            self._last_lines.append(f"its words could not be read: {type(error).__name__}")
-        if process.returncode is None and not self._closing:
+        hearing = asyncio.create_task(self._read_frames(frames))
+        reading = asyncio.create_task(self._read_lines(lines, process.pid))
+        ending = asyncio.create_task(process.wait())
+        await asyncio.wait({hearing, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done() and not self._closing:
             # It closed its socket or talks nonsense: nothing of it can be used any more.
             await self._wait_or_kill(process)
-        status = await process.wait()
-        await lines
+        status = await ending
+        await asyncio.wait({hearing, reading}, timeout=_LAST_WORDS_S)
+        hearing.cancel()
+        reading.cancel()
+        if self._stderr is not None:
+            self._stderr.close()
         self._own_fault = status != 0 and -status not in _FROM_OUTSIDE
         self._gone(_how_it_ended(status))
 
@@ -216,19 +227,25 @@ class ProcessEngine:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
 
-    async def _read_lines(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
+    async def _read_frames(self, frames: asyncio.StreamReader) -> None:
+        try:
+            while (frame := await read_to_parent(frames)) is not None:
+                self._heard(frame)
+        except Exception as error:
+            self._own_words = f"its words could not be read: {type(error).__name__}"
+
+    async def _read_lines(self, lines: asyncio.StreamReader, pid: int) -> None:
         while True:
             try:
-                line = await process.stderr.readline()
+                line = await lines.readline()
             except ValueError:
                 continue  # a line longer than the buffer; what follows it is read on
             if not line:
                 return
             text = line.decode("utf-8", "replace").rstrip()
             if text:
-                self._last_lines.append(text[:_EVIDENCE_CHARACTERS])
-                _log.debug("heard from the engine's process", extra={"engine": self._name, "pid": process.pid, "line": text})
+                self._last_lines.append(text[:_LINE_CHARACTERS])
+                _log.debug("heard from the engine's process", extra={"engine": self._name, "pid": pid, "line": text})
 
     def _heard(self, frame: object) -> None:
         match frame:
@@ -248,26 +265,42 @@ class ProcessEngine:
                 if self._started is not None and not self._started.done():
                     self._started.set_result(frame.info)
             case Dying():
-                self._last_lines.append(frame.evidence[:_EVIDENCE_CHARACTERS])
+                self._own_words = frame.evidence[:_LINE_CHARACTERS]
 
     def _gone(self, how: str) -> None:
-        said = " | ".join(self._last_lines)
-        self._evidence = f"the engine's process {how}" + (f"; it said last: {said}" if said and not self._closing else "")
+        own_words = f": {self._own_words}" if self._own_words and not self._closing else ""
+        self._evidence = f"the engine's process {how}{own_words}"
         if not self._closing:
             _log.error("lost the engine's process", extra={"engine": self._name, "evidence": self._evidence})
         self._end_start(
             PenstockError(
                 "engine_crashed",
                 f"The engine could not start: {self._evidence}.",
-                hint="Look at the lines above; if it was killed, the machine was probably out of memory.",
+                hint=self._hint(),
             )
         )
         for answers in self._calls.values():
             answers.put_nowait(None)
 
+    def _hint(self) -> str:
+        """Of a start that failed: a hint reaches the worker's own stderr alone, and nothing was asked of this one yet."""
+        said = " | ".join(self._last_lines)
+        killed = "If it was killed, the machine was probably out of memory."
+        return f"{killed} It wrote last: {said}" if said else killed
+
     def _end_start(self, error: Exception) -> None:
         if self._started is not None and not self._started.done():
             self._started.set_exception(error)
+
+
+async def _pipe() -> tuple[BinaryIO, asyncio.StreamReader, asyncio.BaseTransport]:
+    """For a child's stderr. Of a pipe that asyncio makes itself, `Process.wait` awaits the end too, whoever holds it open."""
+    read_end, write_end = os.pipe()
+    lines = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(read_end, "rb", 0)
+    )
+    return os.fdopen(write_end, "wb", 0), lines, transport
 
 
 def _how_it_ended(status: int) -> str:
