@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from penstock.failures import OK
+from penstock.failures import OK, USAGE, Failure
 from penstock.output import show, show_one, span
 from penstock.parsing import Parser, add_client_flags, add_verb, api_key_of, server_of
 
@@ -81,8 +81,11 @@ def _purge(args: argparse.Namespace) -> int:
     if args.id:
         show_one(args.output, _call(args, "DELETE", f"/v1/dead/{args.id}"))
         return OK
-    if not args.yes and sys.stdin.isatty():
-        answer = input(f"Forget all dead letters{f' of {args.model}' if args.model else ''}? [y/N] ")
+    which = f"all dead letters of {args.model}" if args.model else "all dead letters"
+    if not args.yes and not sys.stdin.isatty():
+        raise Failure(f"Refuse to forget {which}", "there is no terminal to ask at", "Say --yes if you mean it", USAGE)
+    if not args.yes:
+        answer = input(f"Forget {which}? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             return OK
     show_one(args.output, _call(args, "POST", "/v1/dead/purge", params={"model": args.model}))

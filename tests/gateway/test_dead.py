@@ -11,6 +11,7 @@ from dispatch.fleet import Fleet
 from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
 from penstock.cli import main
+from penstock.failures import USAGE
 from tests.gateway.helpers import MODEL, FakeWorker, Running, serving, settings_for
 
 SECRET = "a prompt nobody may read by the way"
@@ -138,4 +139,11 @@ async def test_from_the_shell(gateway: Running, killer: FakeWorker, capsys: pyte
     assert SECRET in await said("show", first, "--input", "-o", "json")
     assert f'"retry_of": "{first}"' in await said("retry", first, "-o", "json")
     assert second in await said("purge", second)
+    third = await die(gateway)
+    for words in (["purge"], ["purge", "--model", MODEL]):  # no terminal to ask at, nor told --yes
+        assert await asyncio.to_thread(main, ["dead", *words, "--server", gateway.url]) == USAGE
+        refused = capsys.readouterr().err
+        assert "Refuse to forget" in refused and "why:" in refused and "--yes" in refused
+    assert third in await said("list")
     assert "removed" in await said("purge", "--yes")
+    assert third not in await said("list")
