@@ -5,7 +5,8 @@ import sys
 import time
 from typing import Any
 
-from penstock.failures import OK, USAGE, Failure
+from penstock.asking import confirmed
+from penstock.failures import OK
 from penstock.output import show, show_one, span
 from penstock.parsing import Parser, add_client_flags, add_verb, api_key_of, server_of
 
@@ -82,12 +83,9 @@ def _purge(args: argparse.Namespace) -> int:
         show_one(args.output, _call(args, "DELETE", f"/v1/dead/{args.id}"))
         return OK
     which = f"all dead letters of {args.model}" if args.model else "all dead letters"
-    if not args.yes and not sys.stdin.isatty():
-        raise Failure(f"Refuse to forget {which}", "there is no terminal to ask at", "Say --yes if you mean it", USAGE)
-    if not args.yes:
-        answer = input(f"Forget {which}? [y/N] ")
-        if answer.strip().lower() not in ("y", "yes"):
-            return OK
+    if not args.yes and not confirmed(f"Forget {which}?"):
+        print("Nothing was forgotten.", file=sys.stderr)
+        return OK
     show_one(args.output, _call(args, "POST", "/v1/dead/purge", params={"model": args.model}))
     return OK
 

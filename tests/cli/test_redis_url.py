@@ -10,7 +10,7 @@ from dispatch.errors import PenstockError
     "url", ["foo", "http://127.0.0.1:6379", "redis://127.0.0.1:abc/0", "redis://127.0.0.1:99999/0", "redis://127.0.0.1:1/zero"]
 )
 def test_what_is_no_url_of_redis_is_refused(url: str) -> None:
-    with pytest.raises(PenstockError, match="redis.url") as refused:
+    with pytest.raises(PenstockError, match=r"redis\.url") as refused:
         load_settings({"redis.url": url}, environment={})
     assert refused.value.code == "bad_setting"
 

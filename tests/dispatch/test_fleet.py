@@ -59,5 +59,5 @@ async def test_workers_that_start_together_do_not_undo_each_other(fleet: Fleet) 
 async def test_a_card_that_is_none_of_ours_is_named(fleet: Fleet, redis: Redis) -> None:
     await redis.set(keys.model_card("demo"), b"junk", ex=60)
     await stand(fleet, "w-1")
-    with pytest.raises(PenstockError, match="model:demo"):
+    with pytest.raises(PenstockError, match=r"model:demo"):
         await fleet.put_card(CARD, None, publisher="w-2")

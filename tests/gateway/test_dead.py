@@ -143,7 +143,7 @@ async def test_from_the_shell(gateway: Running, killer: FakeWorker, capsys: pyte
     for words in (["purge"], ["purge", "--model", MODEL]):  # no terminal to ask at, nor told --yes
         assert await asyncio.to_thread(main, ["dead", *words, "--server", gateway.url]) == USAGE
         refused = capsys.readouterr().err
-        assert "Refuse to forget" in refused and "why:" in refused and "--yes" in refused
+        assert "Nobody can be asked" in refused and "why:" in refused and "--yes" in refused
     assert third in await said("list")
     assert "removed" in await said("purge", "--yes")
     assert third not in await said("list")
