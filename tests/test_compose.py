@@ -71,6 +71,7 @@ def test_the_worker_reserves_a_gpu(services: dict[str, Any]) -> None:
 def test_every_penstock_variable_in_it_is_a_setting(services: dict[str, Any], tmp_path: Path) -> None:
     for service in services.values():
         given = {name: "x" * 8 for name in service.get("environment", {}) if name.startswith("PENSTOCK_")}
+        given |= {"PENSTOCK_REDIS__URL": "redis://redis:6379/0"} if "PENSTOCK_REDIS__URL" in given else {}
         load_settings({}, environment=given, folder=tmp_path)
 
 

@@ -52,7 +52,8 @@ def engine_at(url: str, model: str = str(DEMO)) -> UpstreamEngine:
 
 def chat(words: str, max_tokens: int = 12) -> InferenceRequest:
     sampling = Sampling(max_tokens=max_tokens, temperature=0.0)
-    return InferenceRequest("s0.1", "demo", InputKind.CHAT, sampling, messages=({"role": "user", "content": words},))
+    said = ({"role": "user", "content": words},)
+    return InferenceRequest("s0.1", "demo", InputKind.CHAT, sampling, messages=said, body={"max_tokens": max_tokens})
 
 
 async def heard(engine: UpstreamEngine, request: InferenceRequest) -> list[Chunk]:
@@ -73,7 +74,9 @@ async def test_a_real_foreign_server(foreign_url: str) -> None:
     together = await asyncio.gather(*(heard(engine, chat("Hello")) for _ in range(8)))
     assert {"".join(c.text for c in chunks) for chunks in together} == {text}
 
-    completion = InferenceRequest("s0.2", "demo", InputKind.COMPLETION, Sampling(6, temperature=0.0), prompt="The water")
+    completion = InferenceRequest(
+        "s0.2", "demo", InputKind.COMPLETION, Sampling(6, temperature=0.0), prompt="The water", body={"max_tokens": 6}
+    )
     assert (await heard(engine, completion))[-1].completion_tokens <= 6
 
     async with aclosing(engine.generate(chat("Tell me a story", 400), ())) as answer:  # type: ignore[type-var]

@@ -96,6 +96,7 @@ async def test_sigkill_and_another_goes_on_with_the_text(
         assert await client.ended(request) is RequestState.COMPLETED
     text, tokens, end = await client.answer(request)
     assert (text, tokens) == expected("survive", 300)
+    assert 0 < end["usage"].pop("resumed_tokens") < 300
     assert end["usage"] == {"prompt_tokens": 2, "completion_tokens": 300, "total_tokens": 302}
     record = await client.queue.record(request)
     assert record is not None and (record.charged, record.attempt) == (1, 2)
