@@ -24,6 +24,7 @@ MOST_BYTES = 64 * 1024 * 1024
 _OVERHEAD_BYTES = 1024
 _TIDY_EVERY_S = 10.0
 _TIDY_AT_ONCE = 500
+_ENDING_STANDS_S = 5.0
 _AT_ONCE = 200
 _LOOKS_AFTER_S = (0.0, 2.0, 8.0)
 """When to look after a change: an old master may have accepted for a moment what its successor never got."""
@@ -36,6 +37,7 @@ class _Promise:
     new: NewRequest
     deadline: float  # by time.monotonic()
     owed: bool = False  # it is gone, and could not be given back so far
+    ended_since: float | None = None  # since when Redis says, without a change of history, that it has ended
 
     @property
     def bytes(self) -> int:
@@ -90,6 +92,8 @@ class Promises:
         """Redis may have gone back in time."""
         self._changes += 1
         self._settled = False
+        for promise in self._kept.values():
+            promise.ended_since = None
         self._changed.set()
 
     async def run(self) -> None:
@@ -139,9 +143,8 @@ class Promises:
             gone = []
             for request, state in zip(ids, states, strict=True):
                 promise = self._kept.get(request)
-                if state in ENDINGS:
-                    self.forget(request)
-                elif state is None and promise is not None:
+                # An ending found here may be the old master's word, which its successor never got: it is no reason to forget.
+                if state is None and promise is not None:
                     gone.append(promise)
             # Together: they share round trips, and the wait for a replica.
             given = await asyncio.gather(*(self._enqueue_again(promise) for promise in gone))
@@ -180,13 +183,25 @@ class Promises:
         return False
 
     async def _tidy(self) -> None:
-        """Forget what ended without a reader here: some at a time, round after round, their order as it was."""
+        """Forget what ended without a reader here: some at a time, round after round, their order as it was.
+
+        An ending has to stand for a while before it counts: in a failover the old master goes on ending requests for a
+        moment, and what it said then is lost.
+        """
         ids = list(islice(self._kept, self._tidied, self._tidied + _TIDY_AT_ONCE))
         try:
             states = await self._queue.whereabouts(ids)
         except STORE_FAULT:
             return
-        ended = [request for request, state in zip(ids, states, strict=True) if state in ENDINGS]
+        now = time.monotonic()
+        ended = []
+        for request, state in zip(ids, states, strict=True):
+            promise = self._kept.get(request)
+            if promise is None or state not in ENDINGS:
+                continue
+            promise.ended_since = promise.ended_since or now
+            if now - promise.ended_since >= _ENDING_STANDS_S:
+                ended.append(request)
         for request in ended:
             self.forget(request)
         self._tidied = self._tidied + len(ids) - len(ended) if len(ids) == _TIDY_AT_ONCE else 0

@@ -70,13 +70,7 @@ def change_master(group: Group, how: str) -> None:
         group.servers[master].send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
 
 
-KNOWN_OPEN = pytest.mark.xfail(
-    strict=False,
-    reason="a forced failover may still forget a request accepted in its last moment: open, see bench/results/chaos.md",
-)
-
-
-@pytest.mark.parametrize("how", [pytest.param("asked", marks=KNOWN_OPEN), "killed", "silent"])
+@pytest.mark.parametrize("how", ["asked", "killed", "silent"])
 async def test_streams_and_submits_outlive_the_master(how: str) -> None:
     with sentinel_group() as group, house_on(group.url) as home:
         gateway = home.gateway(PENSTOCK_QUEUE__LEASE_S="10")
