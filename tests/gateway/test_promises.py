@@ -80,7 +80,9 @@ async def test_memory_is_bounded_and_the_newest_stay(queue: Queue) -> None:
     assert new(99).id in promises and new(0).id not in promises
 
 
-async def test_only_another_history_makes_it_look_and_only_the_lost_come_back(queue: Queue, redis: object) -> None:
+async def test_only_another_history_makes_it_look_and_only_the_lost_come_back(
+    queue: Queue, redis: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watch = await watch_of(HERE, HERE, LATER)
     promises = Promises(queue, watch)
     watch.on_change = promises.history_changed
@@ -99,9 +101,33 @@ async def test_only_another_history_makes_it_look_and_only_the_lost_come_back(qu
         assert await promises.unsettled(), "the third look sees another history"
         found = await until(lambda: queue.record(lost.id))
         assert found.state is RequestState.QUEUED and found.deadline_at_ms - found.created_at_ms <= 3_600_000
-        await until(lambda: len(promises) == 2)
+        assert ended.id in promises and deleted.id in promises, "an ending has to stand for a while"
+        monkeypatch.setattr(promises_module, "_ENDING_STANDS_S", 0.0)
+        await promises._tidy()
+        assert len(promises) == 2 and lost.id in promises and kept.id in promises
         assert await queue.whereabouts([deleted.id, kept.id]) == [RequestState.CANCELLED, RequestState.QUEUED]
         assert await queue.record(deleted.id) is None, "deleted is deleted"
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        await queue.purge(MODEL)
+
+
+async def test_an_ending_that_another_history_never_had_is_no_end(queue: Queue, redis: object) -> None:
+    watch = await watch_of(HERE, LATER)
+    promises = Promises(queue, watch)
+    watch.on_change = promises.history_changed
+    await queue.enqueue(new(1))
+    promises.remember(new(1))
+    await queue.cancel(new(1).id)
+    await promises._tidy()  # what the old master says in its last moment
+    await redis.flushall()  # type: ignore[attr-defined]
+    running = asyncio.create_task(promises.run())
+    try:
+        await watch.look()
+        found = await until(lambda: queue.record(new(1).id))
+        assert found.state is RequestState.QUEUED
     finally:
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -228,6 +254,7 @@ async def test_tidying_goes_round_and_leaves_the_oldest_first(
     queue: Queue, redis: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(promises_module, "_TIDY_AT_ONCE", 1)
+    monkeypatch.setattr(promises_module, "_ENDING_STANDS_S", 0.0)
     promises = Promises(queue, await watch_of(HERE), most_bytes=3 * 2024)
     for n in (1, 2, 3):
         await queue.enqueue(new(n, size=1000))
