@@ -22,8 +22,8 @@ check: $(VENV)/.installed-dev ## Lint, format, types, import directions, import 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: ## Measure (comes with the issue on speed)
-	@echo "make bench: the benchmarks come with the issue on speed; there is nothing to run yet." >&2; exit 1
+bench: ## Measure all at once (comes with the issue on speed)
+	@echo "make bench comes with the issue on speed; two measurements run by hand: python -m bench.laws, python -m bench.recovery." >&2; exit 1
 
 chaos: $(VENV)/.installed-dev ## Break everything at once; make chaos SEED=7 MINUTES=3 TOPOLOGY=single (or sentinel)
 	@$(BIN)/python -m chaos --seed $(SEED) --minutes $(MINUTES) --topology $(TOPOLOGY) $(ARGS)

@@ -1,6 +1,7 @@
 """What each transition costs inside Redis: microseconds a call by INFO commandstats, on every server found.
 
-`python -m bench.laws [--server-url URL]` prints a table: parked workers 1, 36, 1,000; backlog 0, 1,000, 100,000.
+`python -m bench.laws [--server-url URL]` prints a line each:
+parked workers 1, 36, 1,000, with room and with too little; backlog 0, 1,000, 100,000.
 """
 
 import argparse

@@ -6,7 +6,7 @@ No client library stands between, so that what is recorded is what was sent. Nev
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ import httpx2 as httpx
 
 from chaos.asks import Ask
 from chaos.history import Recorder, now_ms
+from tests.system.streams import frames
 
 TIMEOUTS = httpx.Timeout(12.0, connect=3.0)
 BROKEN = (httpx.HTTPError, httpx.StreamError, ConnectionError)
@@ -79,8 +80,8 @@ class Wire:
                     heard.ended = heard.ended or status == 204
                     heard.gone = status in (404, 410)
                     return
-                async with aclosing(_frames(reply)) as frames:
-                    async for event_id, name, data in frames:
+                async with aclosing(frames(reply)) as arriving:
+                    async for event_id, name, data in arriving:
                         seq, _, chain = event_id.partition("-")
                         if name in ("chunk", "note", "end"):
                             heard.last_id = event_id
@@ -94,12 +95,9 @@ class Wire:
                         if name == "end":
                             how, heard.ended = "end", True
                             return
-                        pause_s = leave(heard.events)
-                        if pause_s is None:
+                        if await _leaves(leave(heard.events)):
                             how = "left"
                             return
-                        if pause_s:
-                            await asyncio.sleep(pause_s)
         except BROKEN as error:
             code = code or type(error).__name__
         finally:
@@ -123,8 +121,8 @@ class Wire:
                 n = ""
                 if status != 200:
                     return
-                async with aclosing(_frames(reply)) as frames:
-                    async for event_id, _, data in frames:
+                async with aclosing(frames(reply)) as arriving:
+                    async for event_id, _, data in arriving:
                         seq, _, chain = event_id.partition("-")
                         if data == "[DONE]":
                             how = "end"
@@ -134,12 +132,9 @@ class Wire:
                             how, code = "error", _code(document)
                             return
                         events.append((round(now_ms(), 1), int(seq or 0), chain, "chunk", _delta(document)))
-                        pause_s = leave(len(events))
-                        if pause_s is None:
+                        if await _leaves(leave(len(events))):
                             how = "left"
                             return
-                        if pause_s:
-                            await asyncio.sleep(pause_s)
         except BROKEN as error:
             code = code or type(error).__name__
         finally:
@@ -238,18 +233,11 @@ class Wire:
         )  # fmt: skip
 
 
-async def _frames(reply: httpx.Response) -> AsyncGenerator[tuple[str, str, str], None]:
-    event_id, name, data = "", "", ""
-    async for line in reply.aiter_lines():
-        if line.startswith("id: "):
-            event_id = line[4:]
-        elif line.startswith("event: "):
-            name = line[7:]
-        elif line.startswith("data: "):
-            data = line[6:]
-        elif not line and data:
-            yield event_id, name, data
-            name, data = "", ""
+async def _leaves(pause_s: float | None) -> bool:
+    """Whether the client goes now (None); else it reads on after its pause."""
+    if pause_s:
+        await asyncio.sleep(pause_s)
+    return pause_s is None
 
 
 def _json(content: bytes) -> dict[str, Any]:

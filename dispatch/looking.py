@@ -210,6 +210,8 @@ def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> m.RequestR
         return int(fields.get(name.encode(), b"0") or b"0")
 
     try:
+        if number("v") not in m.READABLE_VERSIONS:
+            raise ValueError(f"its schema version is {text('v') or 'missing'}")
         return m.RequestRecord(
             id=request,
             model=text("model"),

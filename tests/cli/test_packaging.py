@@ -52,7 +52,7 @@ def test_make_lists_its_targets() -> None:
 def test_what_comes_later_says_so() -> None:
     done = make("bench")
     assert done.returncode != 0
-    assert "nothing to run yet" in done.stderr
+    assert "comes with the issue on speed" in done.stderr
 
 
 def test_chaos_takes_its_seed_length_and_topology() -> None:

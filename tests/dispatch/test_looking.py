@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
 from dispatch.states import Priority, RequestState
@@ -118,3 +119,11 @@ async def test_purge_cancels_what_waits_and_nothing_else(twin: Twin) -> None:
         record = await twin.queue.record(request)
         assert record is not None
         assert record.state == state
+
+
+async def test_a_record_of_another_schema_is_named_and_not_misread(twin: Twin) -> None:
+    new = twin.new()
+    await twin.enqueue(new)
+    await twin.redis.hset(KEYS.request(new.id), "v", 9)
+    with pytest.raises(PenstockError, match="schema version is 9"):
+        await twin.queue.record(new.id)

@@ -1,7 +1,7 @@
 """Reading event streams as a client does, strictly: whatever is not in order fails."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,22 +42,28 @@ class Heard:
         assert seqs == list(range(1, len(seqs) + 1)), seqs
 
 
+async def frames(reply: httpx.Response) -> AsyncGenerator[tuple[str, str, str], None]:
+    """The events of an open stream as (id, name, data), until it closes; an id holds until the next one."""
+    event_id, name, data = "", "", ""
+    async for line in reply.aiter_lines():
+        if line.startswith("id: "):
+            event_id = line[4:]
+        elif line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            data = line[6:]
+        elif not line and data:
+            yield event_id, name, data
+            name, data = "", ""
+
+
 async def events(client: httpx.AsyncClient, url: str, last_id: str = "") -> AsyncIterator[Event]:
     """The events of a stream until it closes."""
     headers = {"Last-Event-ID": last_id} if last_id else {}
     async with client.stream("GET", url, headers=headers) as reply:
         assert reply.status_code == 200, (reply.status_code, await reply.aread())
-        event_id, name, data = "", "", ""
-        async for line in reply.aiter_lines():
-            if line.startswith("id: "):
-                event_id = line[4:]
-            elif line.startswith("event: "):
-                name = line[7:]
-            elif line.startswith("data: "):
-                data = line[6:]
-            elif not line and data:
-                yield Event(event_id, name, json.loads(data))
-                name, data = "", ""
+        async for event_id, name, data in frames(reply):
+            yield Event(event_id, name, json.loads(data))
 
 
 async def listen(client: httpx.AsyncClient, url: str, heard: Heard, *, until_chunks: int = 10**9) -> None:
