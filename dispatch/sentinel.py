@@ -4,6 +4,7 @@ An old master that hangs or was cut off keeps its connections open: left alone, 
 Never here: pools and timeouts (redis_client.py), deciding about a failover (Sentinel does).
 """
 
+import asyncio
 import contextlib
 import logging
 import urllib.parse
@@ -26,6 +27,7 @@ SCHEMES = ("redis+sentinel://", "rediss+sentinel://")
 log = logging.getLogger("penstock.redis")
 
 _ASK_WITHIN_S = 1.0
+_LOOK_EVERY_S = 1.0
 _DEFAULT_PORT = 26379
 
 
@@ -86,6 +88,9 @@ class Masters:
         self._order = list(url.sentinels)
         self._master: tuple[str, int] | None = None
         self._connections: weakref.WeakSet[_ToMaster] = weakref.WeakSet()
+        self._epoch = 0
+        self._superseded: set[tuple[str, int]] = set()
+        self._following: asyncio.Task[None] | None = None
 
     async def find(self, connection: "_ToMaster") -> tuple[tuple[str, int], tuple[str, int]]:
         """The master's address, for a connection about to be made, and which Sentinel says so.
@@ -93,6 +98,8 @@ class Masters:
         It is hearsay until the server itself was asked: then `doubt` or `see`. Raises the client's ConnectionError.
         """
         self._connections.add(connection)
+        if self._following is None or self._following.done() or self._following.get_loop() is not asyncio.get_running_loop():
+            self._following = asyncio.create_task(self._follow(), name="follow the master")
         for sentinel in list(self._order):
             address = await self._ask(sentinel)
             if address is not None:
@@ -107,11 +114,51 @@ class Masters:
         self._order.sort(key=lambda other: other == sentinel)
 
     async def _ask(self, sentinel: tuple[str, int]) -> tuple[str, int] | None:
+        found = await self._tell(
+            sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.url.service, password=self.url.sentinel_password
+        )
+        return (found[0], int(found[1])) if found else None
+
+    async def _follow(self) -> None:
+        """Look for a failover that nobody told us of: in one that was asked for, the old master serves on for up to ten seconds.
+
+        Sentinels number their failovers: of two opinions the greater number is the newer one.
+        """
+        while self._connections:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            views = [view for view in await asyncio.gather(*map(self._view, self.url.sentinels)) if view is not None]
+            epoch, address = max(views, default=(0, ("", 0)))
+            if epoch <= self._epoch:
+                continue
+            if address != self._master:
+                role = await self._tell(address, "ROLE", username=self.url.username, password=self.url.password)
+                if not role or role[0] != "master":
+                    continue
+                if self._master is not None:
+                    self._superseded.add(self._master)
+            self._epoch = epoch
+            self._superseded.discard(address)
+            self.see(address)
+
+    async def _view(self, sentinel: tuple[str, int]) -> tuple[int, tuple[str, int]] | None:
+        """The number of the last failover that this Sentinel knows, and the master since."""
+        found = await self._tell(sentinel, "SENTINEL", "MASTER", self.url.service, password=self.url.sentinel_password)
+        said = dict(zip(found[::2], found[1::2], strict=True)) if found and len(found) % 2 == 0 else {}
+        try:
+            return int(said["config-epoch"]), (said["ip"], int(said["port"]))
+        except (KeyError, ValueError):
+            return None
+
+    async def _tell(
+        self, server: tuple[str, int], *command: str, username: str | None = None, password: str | None = None
+    ) -> list[Any] | None:
+        """The reply of a Sentinel or a server, on a connection for this once; None: no answer."""
         client: Any = Redis(
-            host=sentinel[0],
-            port=sentinel[1],
+            host=server[0],
+            port=server[1],
             ssl=self.url.tls,
-            password=self.url.sentinel_password,
+            username=username,
+            password=password,
             socket_timeout=_ASK_WITHIN_S,
             socket_connect_timeout=_ASK_WITHIN_S,
             retry=Retry(NoBackoff(), 0),
@@ -119,12 +166,15 @@ class Masters:
             decode_responses=True,
         )
         try:
-            found = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.url.service)
+            return list(await client.execute_command(*command) or ())
         except (RedisError, OSError, TimeoutError):
             return None
         finally:
             await client.aclose()
-        return (found[0], int(found[1])) if found else None
+
+    def is_superseded(self, address: tuple[str, int]) -> bool:
+        """Whether a newer failover has put another one in its place, whatever it says itself."""
+        return address in self._superseded
 
     def see(self, address: tuple[str, int]) -> None:
         """The server there has said itself that it is the master: connections to another one are dropped."""
@@ -157,7 +207,7 @@ class _ToMaster(ToldBroken, Connection):
                 role: Any = await super().read_response()
             except ResponseError:  # one that may not be asked
                 return
-            if not role or role[0] not in (b"master", "master"):
+            if not role or role[0] not in (b"master", "master") or self._masters.is_superseded((self.host, self.port)):
                 raise RedisConnectionError(f"{self.host}:{self.port} is no master")
         self._masters.see((self.host, self.port))
 

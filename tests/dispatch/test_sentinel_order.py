@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from dispatch.redis_client import connect
@@ -22,11 +23,17 @@ class Played:
 
     def __init__(self, role: str = "", names: int = 0) -> None:
         self.names, self.role, self.asked = names, role, 0
+        self.epoch = 0
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while words := await self._command(reader):
-            if words[0] == "SENTINEL":
+            if words[:2] == ["SENTINEL", "MASTER"]:
+                said = ["ip", "127.0.0.1", "port", str(self.names), "config-epoch", str(self.epoch)]
+                writer.write(
+                    f"*{len(said)}\r\n{''.join(f'${len(w)}{chr(13)}{chr(10)}{w}{chr(13)}{chr(10)}' for w in said)}".encode()
+                )
+            elif words[0] == "SENTINEL":
                 self.asked += 1
                 port = str(self.names)
                 writer.write(f"*2\r\n$9\r\n127.0.0.1\r\n${len(port)}\r\n{port}\r\n".encode())
@@ -86,6 +93,16 @@ async def pinged(url: str, attempts: int) -> int:
         await client.aclose()
 
 
+async def pinged_by(client: Redis, attempts: int) -> int:
+    """The port of the server that answered."""
+    for _ in range(attempts):
+        with contextlib.suppress(RedisError):
+            connection = await client.connection_pool.get_connection()
+            await client.connection_pool.release(connection)
+            return int(connection.port)
+    raise AssertionError(f"not connected within {attempts} attempts")
+
+
 async def test_a_sentinel_that_names_a_dead_port_is_asked_last(master: int, dead_port: int) -> None:
     async with playing(Played(names=dead_port)) as stale, playing(Played(names=master)) as sound:
         assert await pinged(group(stale, sound), attempts=4) == 2
@@ -114,6 +131,30 @@ async def test_hearsay_cuts_nobody_off(master: int, dead_port: int, role: str) -
             await first.send_command("PING")
             assert await first.read_response() == b"PONG"
             await client.connection_pool.release(first)
+        finally:
+            await client.aclose()
+
+
+async def test_a_newer_failover_is_followed_though_the_old_master_serves_on(master: int) -> None:
+    """Nobody cuts the connection and nobody asks for a new one: what a failover that was asked for looks like at first."""
+    async with (
+        playing(Played(role="master")) as other,
+        playing(Played(names=master)) as stale,
+        playing(Played(names=master)) as sound,
+    ):
+        client = connect(group(stale, sound))
+        try:
+            stale.epoch = sound.epoch = 1
+            held = await client.connection_pool.get_connection()
+            sound.names, sound.epoch = other.port, 2
+            async with asyncio.timeout(10):
+                with pytest.raises((RedisError, ConnectionError)):
+                    while True:
+                        await held.send_command("PING")
+                        await held.read_response()
+                        await asyncio.sleep(0.05)
+            await client.connection_pool.release(held)
+            assert await pinged_by(client, attempts=4) == other.port, "the stale Sentinel's word does not lead back"
         finally:
             await client.aclose()
 
