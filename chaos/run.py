@@ -26,7 +26,7 @@ from chaos.servers import Sentinel, Server, Single, find
 from dispatch.fleet import Fleet
 from dispatch.rules import QueueRules
 from dispatch.settings import WorkerSettings
-from penstock.server import free_port
+from tests.ports import free_port
 
 _READY_S = 90.0
 _SKEWS_S = (0, 3600, -3600, 30, -30)
@@ -101,7 +101,7 @@ async def _start_roles(config: Config, house: House, has_sim_faults: bool) -> li
     shared = environment(config)
     urls = []
     for n in range(2):
-        role = await house.gateway(f"gateway-{n}", free_port("127.0.0.1", 0), shared)
+        role = await house.gateway(f"gateway-{n}", free_port(), shared)
         urls.append(role.url)
     for n in range(config.sim_workers):
         more = {"CHAOS_CLOCK_SKEW_S": str(_SKEWS_S[n % len(_SKEWS_S)])}

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dispatch.redis_client import connect
-from penstock.server import Binary, candidates, free_port
+from penstock.server import Binary, candidates
+from tests.ports import free_port
 
 _PATIENCE_S = 15.0
 _MASTER = "penstock"
@@ -103,7 +104,7 @@ class Single:
 
     async def start(self) -> None:
         config = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction")
-        self.processes["server"] = ServerProcess(self.binary, self.folder / "server", free_port("127.0.0.1", 0), config)
+        self.processes["server"] = ServerProcess(self.binary, self.folder / "server", free_port(), config)
         await self.processes["server"].start()
 
     def url(self) -> str:
@@ -126,7 +127,7 @@ class Sentinel:
     processes: dict[str, ServerProcess] = field(default_factory=dict)
 
     async def start(self) -> None:
-        ports = [free_port("127.0.0.1", 0) for _ in range(6)]
+        ports = [free_port() for _ in range(6)]
         config: tuple[str, ...] = ("--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
         config += ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "2", "--repl-diskless-sync-delay", "0")
         for n, port in enumerate(ports[:3]):

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import redis
 
+from tests.ports import free_port
 from tests.servers import binaries
 
 SERVICE = "penstock"
@@ -62,23 +62,12 @@ def until(condition: object, what: str, patience_s: float = 20) -> None:
         time.sleep(0.05)
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
-
-
 @contextlib.contextmanager
 def sentinel_group(name: str = "") -> Iterator[Group]:
     """The group, in step."""
     binary = binaries()[name or ("valkey" if "valkey" in binaries() else "redis")]
     with tempfile.TemporaryDirectory(prefix="penstock-test-") as folder:
-        master, replica, *watchers = _free_ports(5)
+        master, replica, *watchers = (free_port() for _ in range(5))
         processes: list[subprocess.Popen[bytes]] = []
 
         def start(port: int, lines: str, *flags: str) -> subprocess.Popen[bytes]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ from dispatch.queue import Queue
 from dispatch.redis_client import connect
 from dispatch.rules import QueueRules
 from dispatch.settings import Durability
+from tests.ports import free_port
 from tests.servers import LastingServer, lasting
 
 
@@ -44,12 +44,6 @@ def replicated() -> Iterator[tuple[LastingServer, LastingServer]]:
             with contextlib.suppress(ProcessLookupError):
                 replica.go_on()
             replica.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(condition: object) -> None:
