@@ -91,7 +91,8 @@ class NewRequest:
     """A request on its way into a line. `input` is the encoded InferenceRequest; spans are milliseconds.
 
     `reader` names the gateway that will read the output ("" for a detached submit). `idempotency` is the hash of the
-    client's key ("" for none), `body_hash` the hash of what it sent with it.
+    client's key ("" for none), `body_hash` the hash of what it sent with it. `prompt_tokens` of the cost are to be prefilled.
+    `strategy` ("" for the default) orders the parked pulls for it; `session` names what it belongs to ("" for nothing).
     """
 
     id: str
@@ -108,6 +109,9 @@ class NewRequest:
     idempotency: str = ""
     body_hash: str = ""
     retry_of: str = ""
+    prompt_tokens: int = 0
+    strategy: str = ""
+    session: str = ""
 
 
 class EnqueueStatus(StrEnum):
@@ -135,7 +139,9 @@ class Offer:
     """A worker's parked pull: what it can hold. Redis derives room = limit_tokens - cost of what it holds there.
 
     `limit_tokens`: the sum of costs the worker is willing to hold (its true room + the cost of what it knows it holds).
-    `slots`: how many requests at once. `weight`: measured tokens/s. `accepting` false unparks (draining, loading).
+    `slots`: how many requests at once. `weight`: decoded tokens/s, `prefill_weight`: prompt tokens/s, both measured.
+    `accepting` false unparks (draining, loading). `memory` and `utilisation` are shares of the device (0 to 1) and `waiting`
+    the requests its engine has not begun, as they were at this report: for the strategies that go by reports.
     """
 
     worker: str
@@ -144,6 +150,10 @@ class Offer:
     slots: int
     weight: float
     accepting: bool = True
+    prefill_weight: float = 0.0
+    memory: float = 0.0
+    utilisation: float = 0.0
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
