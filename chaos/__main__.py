@@ -11,9 +11,10 @@ from pathlib import Path
 
 import uvloop
 
-from chaos.checker import Violation, check
+from chaos.checker import check
 from chaos.faults import FAULTS, SENTINEL, SINGLE
 from chaos.history import read
+from chaos.invariants import Violation
 from chaos.report import as_markdown, report
 from chaos.run import Config, run
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chaos.checker import Violation
 from chaos.evidence import Evidence, tokens_of
 from chaos.history import History
+from chaos.invariants import Violation
 
 
 @dataclass(frozen=True, slots=True)

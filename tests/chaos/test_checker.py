@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from chaos.checker import INVARIANTS, check
+from chaos.checker import check
 from chaos.evidence import Evidence
 from chaos.history import History
+from chaos.invariants import INVARIANTS
 
 Event = dict[str, Any]
 ID, ASK, GATEWAY = "s0.00ff", "sim|text|2||Tell me", "http://g0"

@@ -1,0 +1,84 @@
+"""Promises about attempts: the fence holds, they are bounded, and each charge and crash has its cause. Pure.
+
+Never here: Redis, HTTP, clocks.
+"""
+
+from collections import defaultdict
+
+from chaos.evidence import Evidence, end_of
+from chaos.invariants.base import Found, Violation, faults, story
+
+_CHARGING = (
+    "kill-worker",
+    "kill-engine",
+    "stop-worker",
+    "stop-fleet",
+    "partition",
+    "one-way",
+    "refuse",
+    "drop-replies",
+    "delay",
+    "cut",
+)
+_CHARGING_SERVER = ("outage", "kill-master", "stop-master", "failover", "kill-replica")
+_CRASHING = ("kill-worker", "kill-engine", "rolling-restart", "drain-worker")
+
+
+def i5_the_fence_holds(e: Evidence) -> Found:
+    """Whoever writes with the papers of an attempt that is over is refused."""
+    for forged in e.history.of("forged"):
+        may_repeat = forged["what"] in ("release", "retry", "finish")
+        if forged["answer"] != "fenced" and not (may_repeat and forged["answer"] == "dup"):
+            yield Violation("I5", "a write with old papers was taken", forged)
+
+
+def i6_attempts_are_bounded(e: Evidence) -> Found:
+    """No more charged attempts than allowed, one charge an attempt at most, and none for the attempt that completed."""
+    for final in e.finals.values():
+        if final["charged"] > min(final["max_attempts"], final["attempt"]):
+            yield Violation("I6", "more charges than attempts", story(final))
+        if final["state"] == "completed" and final["charged"] >= final["attempt"] > 0:
+            yield Violation("I6", "the attempt that completed was charged", story(final))
+
+
+def i6_deaths_are_charged(e: Evidence) -> Found:
+    """An attempt whose worker was killed counts: else a poison request runs for ever."""
+    if e.topology != "single":
+        return
+    deaths: dict[str, set[int]] = defaultdict(set)
+    for victims in e.history.of("victims"):
+        if victims["cause"] != "SIGKILL":
+            continue
+        # A release that was on its way when its worker was killed charges nothing.
+        if any(e.overlapping(victims["t"] - 10_000, victims["t"], ("drain-worker", "rolling-restart"), victims["role"])):
+            continue
+        for request, attempt, _ in victims["requests"]:
+            deaths[request].add(attempt)
+    for request, attempts in deaths.items():
+        final = e.finals.get(request)
+        if final is not None and final["charged"] < sum(a < final["attempt"] for a in attempts):
+            yield Violation("I6", "an attempt that died was not charged", {**story(final), "died": sorted(attempts)})
+
+
+def i6_failures_have_a_cause(e: Evidence) -> Found:
+    """Only poison, or as many charged attempts as allowed, makes a request fail."""
+    for request, final in e.finals.items():
+        if final["state"] != "failed" or e.is_poison(request):
+            continue
+        if request not in e.acknowledged and e.prompted(final["created_at"], final["ended_at"]):
+            continue
+        if final["charged"] < final["max_attempts"]:
+            yield Violation("I6", "an innocent request failed", {**story(final), "end": end_of(final["log"])})
+
+
+def i9_charges_have_a_cause(e: Evidence) -> Found:
+    """A drain, a rolling restart, a gateway's death or a Redis that was away charges nobody and is no crash."""
+    after_ms = 3 * e.lease_ms + 4_000
+    for final in e.finals.values():
+        span = (final["created_at"] - after_ms, final["ended_at"])
+        if e.prompted(*span):
+            continue
+        if final["charged"] and not any(e.overlapping(*span, (*_CHARGING, *_CHARGING_SERVER))):
+            yield Violation("I9", "a request was charged, and nothing died", {**story(final), "faults": faults(e, *span)})
+        if final["crashes"] and not any(e.overlapping(*span, _CRASHING)):
+            yield Violation("I9", "a request has a crash, and nothing crashed", {**story(final), "faults": faults(e, *span)})
