@@ -16,7 +16,7 @@ from chaos.faults import FAULTS, SENTINEL, SINGLE
 from chaos.history import read
 from chaos.invariants import Violation
 from chaos.report import as_markdown, report
-from chaos.run import Config, run
+from chaos.run import ALL, NONE, SOME, Config, run
 
 
 def main() -> int:
@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--gap", type=float, default=2.2, metavar="S", help="mean time between faults")
     parser.add_argument("--only", default="", help=f"faults, by comma: {', '.join(FAULTS)}")
     parser.add_argument("--settle", type=float, default=90.0, metavar="S", help="patience after healing")
+    parser.add_argument("--launched", choices=(SOME, ALL, NONE), default=SOME, help="workers whose exits a launcher tells")
     parser.add_argument("--out", type=Path, help="folder for history and logs; default: a temporary one")
     parser.add_argument("--check", type=Path, metavar="HISTORY", help="only check a history that is there")
     args = parser.parse_args()
@@ -56,6 +57,7 @@ def main() -> int:
         gap_s=args.gap,
         only=only,
         settle_s=args.settle,
+        launched=args.launched,
     )
     uvloop.run(run(config, folder, history))
     return _judge(history)

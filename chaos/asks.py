@@ -17,7 +17,9 @@ _SUBJECTS = ("the sea", "a river", "turbines", "old mills", "rain", "the gate", 
 _SIM_TOKENS = (8, 40, 90, 160)
 _DEMO_TOKENS = (12, 30)
 POISONS = ("crash", "hang", "oom")
-"""Tags that a worker with `sim_faults` understands; a request that carries one may fail. [[slow]] must not."""
+"""Tags that a worker with `sim_faults` understands; a request that carries one may fail."""
+HARMLESS = ("slow", "garbage")
+"""Tags that do something to the engine and nothing to the answer: a request that carries one must not fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,14 @@ def sim_ask(rng: random.Random) -> Ask:
 
 def poison_ask(rng: random.Random) -> Ask:
     """Something that breaks the sim that works it."""
-    poison = rng.choice((*POISONS, "slow"))
+    poison = rng.choice((*POISONS, *HARMLESS))
     prompt = f"[[{poison}]] {rng.choice(_SUBJECTS)}, part {rng.randrange(40)}"
     return Ask(SIM, False, prompt, 24, poison=poison if poison in POISONS else "")
+
+
+def slow_ask(rng: random.Random) -> Ask:
+    """Something that takes more than a minute: whoever nobody wants any more must not."""
+    return Ask(SIM, True, f"[[slow]] {rng.choice(_SUBJECTS)}, part {rng.randrange(40)}", 24)
 
 
 def demo_asks() -> list[Ask]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from chaos.asks import Answers, Ask, choose
+from chaos.asks import Answers, Ask, choose, slow_ask
 from chaos.history import Recorder
 from chaos.wire import TIMEOUTS, Heard, Leave, Wire
 
@@ -53,10 +53,7 @@ class Client:
         weights = [weight for _, weight in _KINDS.values()]
         while not self._stopping.is_set():
             ask = choose(self._rng, self._demo, poison=self._poison)
-            news = self._answers.news(ask)
-            if news is not None:
-                text, tokens, reason = news
-                self._record("reference", ask=ask.key, text=text, tokens=tokens, finish_reason=reason)
+            self._know(ask)
             name = "detached" if ask.is_fault else self._rng.choices(kinds, weights)[0]
             work, _ = _KINDS[name]
             await work(self, ask)
@@ -139,9 +136,18 @@ class Client:
 
     async def vanish(self, ask: Ask) -> None:
         """A streamed chat whose client is gone before its end."""
+        if self._poison and self._rng.random() < 0.1:
+            ask = slow_ask(self._rng)
+            self._know(ask)
         await self._wire.openai(ask, self._headers(), leave_after(self._rng.randint(1, 25)))
 
     # ---- steps
+
+    def _know(self, ask: Ask) -> None:
+        news = self._answers.news(ask)
+        if news is not None:
+            text, tokens, reason = news
+            self._record("reference", ask=ask.key, text=text, tokens=tokens, finish_reason=reason)
 
     def _terms(self, **more: Any) -> dict[str, Any]:
         priority = self._rng.choice(("high", "normal", "normal", "low"))
@@ -153,7 +159,8 @@ class Client:
     async def _submit(self, ask: Ask, kind: str, **terms: Any) -> str:
         """Submit, again with the same key while there is no good answer. "" when nothing came of it."""
         # Without a key an unanswered submit must not be repeated: it may have been stored.
-        key = f"key-{self._rng.getrandbits(64):x}" if self._rng.random() < 0.7 else ""
+        # What breaks an engine is always named: the checker must know whom it was granted to.
+        key = f"key-{self._rng.getrandbits(64):x}" if ask.is_fault or self._rng.random() < 0.7 else ""
         terms = self._terms(**terms, **({"max_attempts": 3} if ask.is_fault else {}))
         for n in range(12 if key else 1):
             status, request = await self._wire.submit(ask, kind, key, terms)

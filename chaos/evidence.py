@@ -4,6 +4,7 @@ Never here: judgement (checker.py).
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any
 
 from chaos.history import Event, History
 
-MOVED_ASIDE = ("failover", "stop-master")
+MOVED_ASIDE = ("failover", "stop-master", "kill-master")
 _FAILOVER_MS = 6_000
+_TAG = re.compile(r"\[\[(\w+)\]\]")
 ENDED = frozenset({"completed", "failed", "cancelled", "expired"})
 Entry = tuple[int, int, str, str, str]  # seq, attempt, kind, data, chain
 
@@ -37,6 +39,7 @@ class Evidence:
         self.topology: str = meta.get("topology", "single")
         self.lease_ms: float = meta.get("lease_s", 2.0) * 1000
         self.gateways: dict[str, str] = meta.get("gateways", {})  # url -> role
+        self.engine_failures: int = meta.get("engine_failures", 5)
 
     @cached_property
     def finals(self) -> dict[str, Event]:
@@ -97,27 +100,44 @@ class Evidence:
 
     @cached_property
     def forgotten(self) -> set[str]:
-        """Acknowledged requests whose end a client saw, and whose record a failover lost afterwards."""
+        """Acknowledged around a change of masters, their end seen by a client, and their record lost with the old master.
+
+        What was acknowledged longer before the change had reached the others: its loss is a loss.
+        """
         if self.topology == "single":
             return set()
         witnessed = {e["id"] for e in self.history.of("seen", "result", "cancel") if e["state"] in ENDED}
         witnessed |= {c["id"] for c in self.history.of("heard") if c["how"] == "end"}
-        return {request for request in self.acknowledged if request not in self.finals and request in witnessed}
+        return {r for r, answer in self._gone.items() if r in witnessed and any(self._moved(answer["t"]))}
 
     @cached_property
     def doubly_struck(self) -> set[str]:
-        """Acknowledged requests lost by two faults at once: an old master took them while another was made, and the
-        gateway that remembered them was killed before it could say so."""
+        """Lost by two faults at once: an old master took them while another was made, and the gateway that remembered
+        them was killed before it could say so. Whoever was seen alive after both was lost by something else."""
         found = set()
-        for request, answer in self.acknowledged.items():
-            if self.topology == "single" or request in self.finals or request in self.forgotten:
+        for request, answer in self._gone.items():
+            if self.topology == "single" or request in self.forgotten:
                 continue
             t, gateway = answer["t"], self.gateways.get(answer["gateway"], "")
-            moved = any(self.overlapping(t - _FAILOVER_MS, t + _FAILOVER_MS, MOVED_ASIDE))
-            killed = any(w.start > t for w in self.overlapping(t, t + 2 * _FAILOVER_MS, ("kill-gateway",), gateway))
-            if moved and killed:
+            moved = [w.start for w in self._moved(t)]
+            killed = [w.start for w in self.overlapping(t, t + 2 * _FAILOVER_MS, ("kill-gateway",), gateway) if w.start > t]
+            if moved and killed and self._last_alive(request) <= max(min(moved), min(killed)) + _FAILOVER_MS:
                 found.add(request)
         return found
+
+    @cached_property
+    def _gone(self) -> dict[str, Event]:
+        """Acknowledged and not in Redis in the end."""
+        return {request: answer for request, answer in self.acknowledged.items() if request not in self.finals}
+
+    def _moved(self, t: float) -> Iterator[Window]:
+        """The changes of masters around a moment: only what was written then can be lost by them."""
+        return self.overlapping(t - _FAILOVER_MS, t + _FAILOVER_MS, MOVED_ASIDE)
+
+    def _last_alive(self, request: str) -> float:
+        seen = [e["t"] for e in self.history.of("seen") if e["id"] == request and e["status"] == 200]
+        read = [c["events"][-1][0] for c in self.heard.get(request, ()) if c["events"]]
+        return max((*seen, *read), default=0.0)
 
     def submit_of(self, request: str) -> Event | None:
         """The submit that brought a request in, as far as its client knows."""
@@ -134,19 +154,11 @@ class Evidence:
         submit = self.submit_of(request)
         return bool(submit and submit["poison"])
 
-    @cached_property
-    def _prompted(self) -> list[tuple[float, float]]:
-        """The spans in which requests lived that make their engine do something."""
-        spans = []
-        for final in self.finals.values():
-            submit = self.submit_of(final["id"])
-            if submit and submit.get("is_fault"):
-                spans.append((final["created_at"], final["ended_at"]))
-        return spans
-
-    def prompted(self, start: float, end: float) -> bool:
-        """Whether a prompt may have broken an engine within a span."""
-        return any(first <= end and last >= start for first, last in self._prompted)
+    def tag_of(self, request: str) -> str:
+        """What it makes its engine do; "" for most, and for a submit whose answer nobody got."""
+        submit = self.submit_of(request)
+        match = _TAG.search(submit["ask"]) if submit else None
+        return match[1] if match else ""
 
 
 def text_of(log: list[Entry]) -> str:

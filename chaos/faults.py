@@ -195,19 +195,17 @@ async def stop_fleet(scene: Scene, target: str, for_s: float) -> Undo:
 
 async def cut(scene: Scene, target: str, for_s: float) -> Undo:
     """Every connection of one role breaks."""
-    _role(scene, target).proxy.cut()  # type: ignore[union-attr]
+    _role(scene, target).road.cut()
     return None
 
 
 def _proxied(**how: Any) -> Do:
     async def do(scene: Scene, target: str, for_s: float) -> Undo:
-        proxy = _role(scene, target).proxy
-        assert proxy is not None
-        for name, value in how.items():
-            setattr(proxy.now, name, value)
+        road = _role(scene, target).road
+        road.misbehave(**how)
 
         async def undo() -> None:
-            proxy.heal()
+            road.heal()
 
         return undo
 
@@ -257,10 +255,10 @@ FAULTS: Mapping[str, Fault] = {
     "script-flush": Fault(script_flush, 4, "server"),
     "client-kill": Fault(client_kill, 3, "server"),
     "memory-limit": Fault(memory_low, 2, "server", (1.0, 2.5), alone=True),
-    "cut": Fault(cut, 5, "role", topologies=_ONE),
-    "drop-replies": Fault(_proxied(drop_reply=0.2), 8, "role", (2.0, 4.0), topologies=_ONE),
-    "delay": Fault(_proxied(delay_s=0.2), 3, "role", (2.0, 4.0), topologies=_ONE),
-    "partition": Fault(_proxied(silent=True), 4, "role", (1.0, 4.0), topologies=_ONE),
-    "one-way": Fault(_proxied(mute=True), 4, "role", (1.0, 3.0), topologies=_ONE),
-    "refuse": Fault(_proxied(refuse=True), 2, "role", (1.0, 3.0), topologies=_ONE),
+    "cut": Fault(cut, 5, "role"),
+    "drop-replies": Fault(_proxied(drop_reply=0.2), 8, "role", (2.0, 4.0)),
+    "delay": Fault(_proxied(delay_s=0.2), 3, "role", (2.0, 4.0)),
+    "partition": Fault(_proxied(silent=True), 4, "role", (1.0, 4.0)),
+    "one-way": Fault(_proxied(mute=True), 4, "role", (1.0, 3.0)),
+    "refuse": Fault(_proxied(refuse=True), 2, "role", (1.0, 3.0)),
 }

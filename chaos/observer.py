@@ -1,17 +1,20 @@
 """The observer: samples of what workers hold while a run lasts, and all that Redis holds at its end.
 
-It reads past every proxy and changes nothing. Never here: judgement (checker.py).
+It reads past every proxy and changes nothing, but one: a worker in quarantine it sends home, as an operator would.
+Never here: judgement (checker.py).
 """
 
 import asyncio
 import contextlib
+import signal
 import time
+from collections import defaultdict
 from typing import Any
 
 from chaos.scene import AWAY, Scene
 from dispatch.fleet import Fleet
-from dispatch.messages import LogEntry, RequestRecord
-from dispatch.states import ENDINGS, Priority
+from dispatch.messages import Heartbeat, LogEntry, RequestRecord
+from dispatch.states import ENDINGS, Priority, WorkerState
 from tests.key_leaks import leaking_keys
 
 _EVERY_S = 0.5
@@ -23,6 +26,8 @@ class Observer:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
+        self._ids: dict[str, set[str]] = defaultdict(set)
+        self._quarantined: set[str] = set()
 
     async def run(self) -> None:
         """Sample for ever."""
@@ -64,10 +69,44 @@ class Observer:
     async def write_final(self) -> None:
         """Every request with its whole log, and the structure around them."""
         queue = await self._scene.queue()
+        for role in self._scene.house.workers:
+            ids = self._ids[role.name] | set(self._scene.house.incarnations(role))
+            self._scene.record("workers", role=role.name, ids=sorted(ids))
         async for record in queue.list_requests():
             log = await queue.output(record.id)
             self._scene.record("final", **_record(record), log=[_entry(e) for e in log])
         self._scene.record("structure", **await self._structure())
+
+    async def until_probed(self, patience_s: float) -> None:
+        """Wait until every sim that is ready and idle was probed once more; write down how it stands then.
+
+        A probe's moment is the worker's own clock, which may be wrong: that it is another one than before is enough.
+        """
+        before: dict[str, int] = {}
+        give_up_at = time.monotonic() + patience_s
+        while time.monotonic() < give_up_at:
+            with contextlib.suppress(*AWAY):
+                async with asyncio.timeout(5):
+                    beats = [b for b in await Fleet(await self._scene.redis()).workers() if b.engine == "sim"]
+                for beat in beats:
+                    before.setdefault(beat.id, beat.probe.at_ms if beat.probe else 0)
+                waiting = [b for b in beats if b.state is WorkerState.READY and b.probe and b.probe.at_ms == before[b.id]]
+                if not waiting:
+                    for beat in beats:
+                        if beat.probe is not None:
+                            self._scene.record("probed", worker=beat.id, ok=beat.probe.ok, state=beat.state.value)
+                    return
+            await asyncio.sleep(0.2)
+
+    def _note(self, beat: Heartbeat) -> None:
+        role = next((r for r in self._scene.house.workers if r.pid and r.pid == beat.pid), None)
+        if role is None:
+            return
+        self._ids[role.name].add(beat.id)
+        if beat.state is WorkerState.QUARANTINED and beat.id not in self._quarantined:
+            self._quarantined.add(beat.id)
+            self._scene.record("quarantined", role=role.name, worker=beat.id, error=beat.error)
+            role.signal(signal.SIGTERM)
 
     async def _structure(self) -> dict[str, Any]:
         redis, keys, models = await self._scene.redis(), self._scene.keys, self._scene.models
@@ -92,6 +131,7 @@ class Observer:
         redis, keys = await self._scene.redis(), self._scene.keys
         beats = await Fleet(redis).workers()
         for beat in beats:
+            self._note(beat)
             async with redis.pipeline(transaction=True) as pipe:
                 pipe.hgetall(keys.worker(beat.id))
                 pipe.hvals(keys.held(beat.id))
@@ -117,6 +157,7 @@ class Observer:
             self._scene.record(
                 "sample",
                 worker=beat.id,
+                pid=beat.pid,
                 used=used,
                 limit=limit,
                 held=len(held),
@@ -145,6 +186,10 @@ def _record(record: RequestRecord) -> dict[str, Any]:
         "deadline_at": record.deadline_at_ms,
         "ended_at": record.ended_at_ms,
         "retry_of": record.retry_of,
+        "worker": record.worker,
+        "granted_at": record.granted_at_ms,
+        "attempt_begun_at": record.attempt_begun_at_ms,
+        "story": [(a.attempt, a.worker, a.granted_at, a.begun_at, a.left_at, a.why) for a in record.story],
     }
 
 

@@ -6,6 +6,7 @@ One proxy a role, so that a partition hits that role alone. Never here: when to 
 import asyncio
 import contextlib
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _CHUNK = 65_536
@@ -28,14 +29,18 @@ class Misbehaviour:
 
 
 class Proxy:
-    """Listens on a port of its own and passes bytes on to the server."""
+    """Listens on a port of its own and passes bytes on to the server.
 
-    def __init__(self, server_port: int, rng: random.Random) -> None:
+    `renamed`: what is called otherwise in replies; each word as long as its new one. A word that two reads cut in half is missed.
+    """
+
+    def __init__(self, server_port: int, rng: random.Random, *, renamed: Mapping[bytes, bytes] | None = None) -> None:
         self.now = Misbehaviour()
         self.port = 0
         self.dropped = 0
         self._server_port = server_port
         self._rng = rng
+        self._renamed = renamed or {}
         self._listener: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,6 +109,8 @@ class Proxy:
                 while self.now.silent:
                     await asyncio.sleep(0.05)
                 if replies:
+                    for theirs, ours in self._renamed.items():
+                        data = data.replace(theirs, ours)
                     if self.now.mute:
                         continue
                     if self.now.drop_reply and self._rng.random() < self.now.drop_reply:

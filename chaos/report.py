@@ -25,6 +25,10 @@ class Report:
     forgotten: int
     doubly_struck: int
     recoveries_s: tuple[float, ...]
+    told_recoveries_s: tuple[float, ...]
+    """Of workers whose launcher tells of their exits."""
+    quarantined: int
+    topology: str
     tokens: int
     prefilled_again: int
     forged: int
@@ -47,7 +51,10 @@ def report(history: History, violations: Sequence[Violation]) -> Report:
         lost=len(e.acknowledged.keys() - e.finals.keys() - e.forgotten),
         doubly_struck=len(e.doubly_struck),
         forgotten=len(e.forgotten),
-        recoveries_s=tuple(sorted(_recoveries(e))),
+        recoveries_s=tuple(sorted(_recoveries(e, told=False))),
+        told_recoveries_s=tuple(sorted(_recoveries(e, told=True))),
+        quarantined=sum(1 for _ in history.of("quarantined")),
+        topology=e.topology,
         tokens=sum(tokens_of(f["log"]) for f in e.finals.values()),
         prefilled_again=sum(_prefilled_again(f["log"]) for f in e.finals.values()),
         forged=sum(1 for _ in history.of("forged")),
@@ -63,7 +70,9 @@ def as_markdown(r: Report) -> str:
         ("... of these by a failover and their gateway's SIGKILL at once", f"{r.doubly_struck}"),
         ("forgotten by a failover after their end was seen", f"{r.forgotten}"),
         ("faults", f"{sum(r.faults.values())}: " + _counts(r.faults)),
-        ("recovery after SIGKILL of a worker", _spans(r.recoveries_s)),
+        ("recovery after SIGKILL of a worker, by its lease", _spans(r.recoveries_s)),
+        ("recovery after SIGKILL of a worker, told by its launcher", _spans(r.told_recoveries_s)),
+        ("workers in quarantine, sent home", f"{r.quarantined}"),
         ("tokens; visible twice", f"{r.tokens}; {sum(v.invariant in ('I3', 'I4') for v in r.violations)}"),
         ("tokens prefilled again by later attempts", f"{r.prefilled_again} ({r.prefilled_again / max(r.tokens, 1):.1%})"),
         ("writes with old papers, refused", f"{r.forged}"),
@@ -73,7 +82,8 @@ def as_markdown(r: Report) -> str:
             + (": " + _counts(Counter(f"{v.invariant} {v.what}" for v in r.violations)) if r.violations else ""),
         ),
     ]
-    rows = [row for row in rows if row[1] != "0" or row[0] == "violations"]
+    # What Sentinel is excused is said also where it is nothing.
+    rows = [row for row in rows if row[1] != "0" or row[0] == "violations" or r.topology != "single"]
     return f"### {r.title}\n\n| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
 
 
@@ -82,11 +92,12 @@ def percentile(values: Sequence[float], part: float) -> float:
     return values[min(len(values) - 1, int(part * len(values)))]
 
 
-def _recoveries(e: Evidence) -> list[float]:
+def _recoveries(e: Evidence, *, told: bool) -> list[float]:
     """From the kill to the next token at a client that was reading, over all streams of killed workers."""
     found = []
+    launched = (e.history.first("meta") or {}).get("launched", ())
     for victims in e.history.of("victims"):
-        if victims["cause"] != "SIGKILL":
+        if victims["cause"] != "SIGKILL" or (victims["role"] in launched) is not told:
             continue
         for request, _, seq in victims["requests"]:
             for c in e.heard.get(request, ()):

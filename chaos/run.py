@@ -28,6 +28,7 @@ from dispatch.rules import QueueRules
 from dispatch.settings import WorkerSettings
 from tests.ports import free_port
 
+SOME, ALL, NONE = "some", "all", "none"
 _READY_S = 90.0
 _SKEWS_S = (0, 3600, -3600, 30, -30)
 
@@ -47,6 +48,8 @@ class Config:
     lease_s: float = 2.0
     only: tuple[str, ...] = ()
     settle_s: float = 90.0
+    launched: str = SOME
+    """Which workers a launcher tells of: some (each second one, by seed), all or none."""
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -72,10 +75,10 @@ async def run(config: Config, folder: Path, history: Path) -> None:
     has_sim_faults = "sim_faults" in WorkerSettings.model_fields
     with Recorder(history) as record:
         await server.start()
-        port = server.processes["server"].port if isinstance(server, Single) else None
-        house = House(folder, server.url(), port, record, config.seed)
+        rules = QueueRules(lease_ms=int(config.lease_s * 1000))
+        house = House(folder, server, rules, record, config.seed)
         models = [SIM, DEMO] if config.transformers_workers else [SIM]
-        scene = Scene(house, server, record, QueueRules(lease_ms=int(config.lease_s * 1000)), models)
+        scene = Scene(house, server, record, rules, models)
         try:
             gateways = await _start_roles(config, house, has_sim_faults)
             meta = {
@@ -84,6 +87,8 @@ async def run(config: Config, folder: Path, history: Path) -> None:
                 "workers": config.sim_workers + config.transformers_workers,
                 "gateways": {r.url: r.name for r in house.gateways},
                 "sim_faults": has_sim_faults,
+                "launched": [r.name for r in house.workers if r.launched],
+                "engine_failures": WorkerSettings.model_fields["engine_failures"].default,
             }
             record("meta", **meta)
             await _until_ready(scene, config)
@@ -104,14 +109,19 @@ async def _start_roles(config: Config, house: House, has_sim_faults: bool) -> li
         role = await house.gateway(f"gateway-{n}", free_port(), shared)
         urls.append(role.url)
     for n in range(config.sim_workers):
-        more = {"CHAOS_CLOCK_SKEW_S": str(_SKEWS_S[n % len(_SKEWS_S)])}
+        more = {"CHAOS_CLOCK_SKEW_S": str(_SKEWS_S[n % len(_SKEWS_S)]), "PENSTOCK_WORKER__PROBE_AFTER_S": "2"}
         if has_sim_faults:
             more["PENSTOCK_WORKER__SIM_FAULTS"] = "true"
         flags = ("--model", SIM, "--slots", "8", "--kv-tokens", "500", "--gpu", "A10")
-        await house.worker(f"sim-{n}", "sim", flags, {**shared, **more})
+        await house.worker(f"sim-{n}", "sim", flags, {**shared, **more}, launched=_is_launched(config, n))
     for n in range(config.transformers_workers):
-        await house.worker(f"transformers-{n}", "transformers", ("--model", "demo", "--device", "cpu", "--slots", "4"), shared)
+        demo = ("--model", "demo", "--device", "cpu", "--slots", "4")
+        await house.worker(f"transformers-{n}", "transformers", demo, shared, launched=_is_launched(config, n))
     return urls
+
+
+def _is_launched(config: Config, n: int) -> bool:
+    return config.launched == ALL or (config.launched == SOME and (n + config.seed) % 2 == 0)
 
 
 async def _until_ready(scene: Scene, config: Config) -> None:
@@ -164,6 +174,7 @@ async def _storm(config: Config, scene: Scene, gateways: Sequence[str], demo: Se
     left = await load.stop(config.settle_s)
     settled = await observer.until_settled(config.settle_s)
     await observer.until_idle(10)
+    await observer.until_probed(15)
     for task in background:
         task.cancel()
     for task, result in zip(background, await asyncio.gather(*background, return_exceptions=True), strict=True):

@@ -15,7 +15,7 @@ from penstock.server import Binary, candidates
 from tests.ports import free_port
 
 _PATIENCE_S = 15.0
-_MASTER = "penstock"
+SERVICE = "penstock"
 
 
 def find(name: str) -> Binary:
@@ -141,9 +141,9 @@ class Sentinel:
             folder.mkdir(parents=True)
             (folder / "sentinel.conf").write_text(
                 f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
-                f"sentinel monitor {_MASTER} 127.0.0.1 {ports[0]} 2\n"
-                f"sentinel down-after-milliseconds {_MASTER} {self.down_after_ms}\n"
-                f"sentinel failover-timeout {_MASTER} 6000\nsentinel parallel-syncs {_MASTER} 2\n"
+                f"sentinel monitor {SERVICE} 127.0.0.1 {ports[0]} 2\n"
+                f"sentinel down-after-milliseconds {SERVICE} {self.down_after_ms}\n"
+                f"sentinel failover-timeout {SERVICE} 6000\nsentinel parallel-syncs {SERVICE} 2\n"
             )
             self.processes[name] = ServerProcess(self.binary, folder, port, sentinel=True)
             await self.processes[name].start()
@@ -151,7 +151,7 @@ class Sentinel:
 
     def url(self) -> str:
         hosts = ",".join(f"127.0.0.1:{p.port}" for name, p in self.processes.items() if name.startswith("sentinel"))
-        return f"redis+sentinel://{hosts}/{_MASTER}"
+        return f"redis+sentinel://{hosts}/{SERVICE}"
 
     async def master(self) -> ServerProcess:
         port = await self._master_port()
@@ -161,7 +161,7 @@ class Sentinel:
         """Ask a sentinel to move the master, as an operator would."""
         client: Any = connect(f"redis://127.0.0.1:{self.processes['sentinel-0'].port}/0", max_connections=1)
         try:
-            await client.execute_command("SENTINEL", "FAILOVER", _MASTER)
+            await client.execute_command("SENTINEL", "FAILOVER", SERVICE)
         finally:
             await client.aclose()
 
@@ -171,7 +171,7 @@ class Sentinel:
     async def _master_port(self) -> int:
         client: Any = connect(f"redis://127.0.0.1:{self.processes['sentinel-0'].port}/0", max_connections=1)
         try:
-            _, port = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", _MASTER)
+            _, port = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
             return int(port)
         finally:
             await client.aclose()
@@ -181,8 +181,8 @@ class Sentinel:
         try:
             async with asyncio.timeout(30):
                 while True:
-                    replicas = await client.execute_command("SENTINEL", "REPLICAS", _MASTER)
-                    sentinels = await client.execute_command("SENTINEL", "SENTINELS", _MASTER)
+                    replicas = await client.execute_command("SENTINEL", "REPLICAS", SERVICE)
+                    sentinels = await client.execute_command("SENTINEL", "SENTINELS", SERVICE)
                     if len(replicas) == 2 and len(sentinels) == 2:
                         return
                     await asyncio.sleep(0.2)

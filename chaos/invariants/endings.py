@@ -8,10 +8,14 @@ from collections import defaultdict
 from typing import Any
 
 from chaos.evidence import ENDED, Evidence, end_of
+from chaos.holdings import ON_GATEWAYS, ON_THE_SERVER, ON_THE_WIRE
 from chaos.invariants.base import Found, Violation, story
 
 _GRACE_MS = 15_000
 _LONG_DEADLINE_MS = 60_000
+_GRACE_OF_READERS_MS, _LEASE_OF_READERS_MS = 5_000, 30_000
+_LATE_MS = 8_000
+"""The sweep, a lease of amnesty after Redis was away, and a busy machine."""
 
 
 def i1_every_request_ends(e: Evidence) -> Found:
@@ -77,3 +81,25 @@ def i8_cancel_is_final(e: Evidence) -> Found:
     structure = e.history.first("structure")
     if structure and structure["working"]:
         yield Violation("I8", "a worker still works on what has ended", structure["working"])
+
+
+def j3_orphans_end(e: Evidence) -> Found:
+    """A request that only its client's connection wanted ends soon after it: the grace where its gateway lives, else
+    a reader lease. What has another wish, or another reader, is none."""
+    for request, connections in e.heard.items():
+        final = e.finals.get(request)
+        if final is None or not final["ended"] or any(c["face"] == "native" for c in connections):
+            continue
+        gone = [c for c in connections if c["how"] in ("left", "broken")]
+        if not gone or len(gone) < len(connections):
+            continue
+        last = max(gone, key=lambda c: float(c["t"]))
+        gateway = e.gateways.get(last["gateway"], "")
+        until = last["t"] + _LEASE_OF_READERS_MS
+        # A gateway that is away, or cannot reach Redis, tells nobody that its client has left: then its lease does.
+        struck = [*e.overlapping(last["started"], until, ON_THE_SERVER)]
+        struck += e.overlapping(last["started"], until, (*ON_GATEWAYS, *ON_THE_WIRE), gateway)
+        bound = _LEASE_OF_READERS_MS + sum(w.end - w.start for w in struck) if struck else _GRACE_OF_READERS_MS
+        if final["ended_at"] > last["t"] + bound + _LATE_MS:
+            late = {"gone_at": last["t"], "late_s": (final["ended_at"] - last["t"]) / 1000, "gateway": gateway}
+            yield Violation("J3", "an orphan worked on", {**story(final), **late})

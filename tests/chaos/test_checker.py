@@ -11,7 +11,7 @@ import pytest
 from chaos.checker import check
 from chaos.evidence import Evidence
 from chaos.history import History
-from chaos.invariants import INVARIANTS
+from chaos.invariants import INVARIANTS, Violation
 
 Event = dict[str, Any]
 ID, ASK, GATEWAY = "s0.00ff", "sim|text|2||Tell me", "http://g0"
@@ -32,11 +32,16 @@ END = {"state": "completed", "attempts": 2, "finish_reason": "length", "usage": 
 LOG = _log((1, "chunk", {"text": " a", "tokens": [1]}), (2, "chunk", {"text": " b", "tokens": [2]}), (2, "end", END))
 
 
+LAPSE = "worker w-0 was not heard of for a whole lease"
+STORY = [1, "w-0", T0, T0 + 10, T0 + 2_400, LAPSE]
+
+
 def _final(**changes: Any) -> Event:
     final = {
         "t": T0 + 30_000, "ev": "final", "id": ID, "model": "sim", "state": "completed", "ended": True, "priority": "normal",
         "attempt": 2, "charged": 1, "crashes": 0, "max_attempts": 10, "cost": 30, "seq": 3, "chain": LOG[-1][4],
         "created_at": T0, "begun_at": T0 + 10, "deadline_at": T0 + 240_000, "ended_at": T0 + 5_000, "retry_of": "", "log": LOG,
+        "worker": "w-1", "granted_at": T0 + 2_500, "attempt_begun_at": T0 + 2_510, "story": [STORY],
     }  # fmt: skip
     return {**final, **changes}
 
@@ -51,13 +56,26 @@ def _heard(**changes: Any) -> Event:
 
 
 def _sample(**changes: Any) -> Event:
-    sample = {"t": T0, "ev": "sample", "worker": "w", "used": 10, "limit": 100, "held": 1, "slots": 4, "missed": False}
+    sample = {
+        "t": T0,
+        "ev": "sample",
+        "worker": "w",
+        "pid": 7,
+        "state": "ready",
+        "used": 10,
+        "limit": 100,
+        "held": 1,
+        "slots": 4,
+        "missed": False,
+    }
     return {**sample, **changes}
 
 
 GOOD: list[Event] = [
     {"t": T0 - 9_000, "ev": "meta", "topology": "single", "lease_s": 2.0, "gateways": {GATEWAY: "gateway-0"}},
     {"t": T0 - 9_000, "ev": "process", "role": "sim-0", "what": "start", "pid": 7},
+    {"t": T0 - 9_000, "ev": "workers", "role": "sim-0", "ids": ["w-0"]},
+    {"t": T0 - 9_000, "ev": "workers", "role": "sim-1", "ids": ["w-1"]},
     {"t": T0 - 1, "ev": "reference", "ask": ASK, "text": " a b", "tokens": 2, "finish_reason": "length"},
     {"t": T0 - 1, "ev": "submit", "n": "c0-1", "client": "c0", "key": "k", "ask": ASK, "poison": ""},
     {"t": T0, "ev": "answer", "n": "c0-1", "client": "c0", "status": 202, "id": ID, "key": "k", "code": "", "gateway": GATEWAY},
@@ -80,6 +98,10 @@ GOOD: list[Event] = [
 ]  # fmt: skip
 
 
+ANSWER = next(e for e in GOOD if e["ev"] == "answer")
+SEEN = next(e for e in GOOD if e["ev"] == "seen")
+
+
 def _without(history: list[Event], **fields: Any) -> list[Event]:
     return [e for e in history if any(e.get(k) != v for k, v in fields.items())]
 
@@ -96,7 +118,7 @@ def _other(ended_at: float = T0 + 9_000, **changes: Any) -> Event:
     """A second request, of one attempt, that nobody read."""
     request = changes.get("id", "s0.11ff")
     log = _log((1, "chunk", {"text": " a b", "tokens": [1, 2]}), (1, "end", END), request=request)
-    good = _final(id=request, attempt=1, charged=0, log=log, seq=2, chain=log[-1][4], ended_at=ended_at)
+    good = _final(id=request, attempt=1, charged=0, log=log, seq=2, chain=log[-1][4], ended_at=ended_at, story=[])
     return {**good, **changes}
 
 
@@ -104,8 +126,35 @@ def _told(**changes: Any) -> list[Event]:
     """A second request with the submit and answer that go with it."""
     other = _other(**changes)
     submit = {"t": T0 - 1, "ev": "submit", "n": "c1-1", "client": "c1", "key": "", "ask": ASK, "poison": ""}
-    answer = {**GOOD[4], "n": "c1-1", "id": other["id"], "key": ""}
+    answer = {**ANSWER, "n": "c1-1", "id": other["id"], "key": ""}
     return _with(submit, answer, other)
+
+
+def _fault(name: str, target: str, t: float) -> Event:
+    return {"t": t, "ev": "fault", "n": f"{name} {t}", "name": name, "phase": "do", "target": target, "for_s": 0}
+
+
+def _with_prompt(tag: str, *, worker: str, fault: str, crashes: int = 0) -> list[Event]:
+    """A prompt that does something to the engine of a worker, beside the first attempt; the kill struck some role."""
+    ask = f"sim|text|24||[[{tag}]] the sea"
+    log = _log((1, "chunk", {"text": " a b", "tokens": [1, 2]}), (1, "end", END), request="s0.77ff")
+    prompted = _final(
+        id="s0.77ff", worker=worker, attempt=1, charged=0, granted_at=T0, attempt_begun_at=T0 + 5, ended_at=T0 + 200, story=[],
+        log=log, seq=2, chain=log[-1][4],
+    )  # fmt: skip
+    struck = [{**e, "target": fault} if e["ev"] == "fault" else e for e in _changed("final", crashes=crashes)]
+    submit = {"t": T0 - 1, "ev": "submit", "n": "c7-1", "client": "c7", "key": "", "ask": ask, "poison": tag}
+    reference = {"t": T0 - 1, "ev": "reference", "ask": ask, "text": " a b", "tokens": 2, "finish_reason": "length"}
+    return [*struck, submit, reference, {**ANSWER, "n": "c7-1", "id": "s0.77ff", "key": ""}, prompted]
+
+
+def _orphan(how: str, ended_at: float) -> list[Event]:
+    """An OpenAI request whose client was gone after a second."""
+    heard = _heard(id="s0.88ff", face="openai", how=how, t=T0 + 1_000, events=[[T0 + 900, 0, "", "chunk", " a"]])
+    log = _log((1, "chunk", {"text": " a", "tokens": [1]}), (1, "end", {"state": "cancelled"}), request="s0.88ff")
+    final = _final(id="s0.88ff", state="cancelled", attempt=1, charged=0, story=[], log=log, seq=2, chain=log[-1][4])
+    submit = {"t": T0 - 1, "ev": "submit", "n": "c8-1", "client": "c8", "key": "", "ask": ASK, "poison": ""}
+    return [submit, {**ANSWER, "n": "c8-1", "id": "s0.88ff", "key": ""}, heard, {**final, "ended_at": ended_at}]
 
 
 def _structure(**changes: Any) -> list[Event]:
@@ -118,6 +167,9 @@ SEVERAL_ENDS = _log((1, "chunk", {"text": " a", "tokens": [1]}), (2, "end", END)
 WRONG = _log((1, "chunk", {"text": " a", "tokens": [1]}), (2, "chunk", {"text": " X", "tokens": [2]}), (2, "end", END))
 TOKENLESS = _log((1, "chunk", {"text": " a", "tokens": [1]}), (2, "chunk", {"text": " b", "tokens": []}), (2, "end", END))
 EVENTS = _heard()["events"]
+START = {"t": T0 - 9_000, "ev": "process", "role": "sim-0", "what": "start", "pid": 7}
+EXIT = {"t": T0 + 155, "ev": "process", "role": "sim-0", "what": "exit", "pid": 7, "code": -9, "told": True}
+PROBED = {"t": T0 + 21_000, "ev": "probed", "worker": "w-0", "ok": True, "state": "ready"}
 OPENAI = {"face": "openai", "events": [[T0, 0, "", "chunk", " a"]], "how": "left"}
 
 # the function's name -> histories that it must catch
@@ -133,7 +185,7 @@ BAD: dict[str, list[list[Event]]] = {
     "i2_endings_absorb": [
         _changed("seen", state="cancelled"),
         _changed("result", state="failed"),
-        _with({**GOOD[11], "t": T0 + 40_000, "state": "running"}),
+        _with({**SEEN, "t": T0 + 40_000, "state": "running"}),
         _changed("final", log=SEVERAL_ENDS),
         _changed("final", log=LOG[:-1]),
         _changed("final", log=FAILED_LOG),
@@ -173,11 +225,31 @@ BAD: dict[str, list[list[Event]]] = {
         _changed("cancel", t=T0 + 3_000),
         _structure(working={"w": 1}),
     ],
+    "i6_charges_are_told": [
+        _changed("final", story=[[*STORY[:5], "given back unfinished"]]),
+        _changed("final", story=[[*STORY[:3], 0, *STORY[4:]]]),
+        _changed("final", charged=0),
+    ],
     "i9_charges_have_a_cause": [
         _changed("fault", name="drain-worker"),
-        _changed("final", crashes=1, created_at=T0 + 40_000, ended_at=T0 + 41_000),
+        _changed("fault", name="rolling-restart", target="all"),
+        _changed("fault", name="kill-gateway", target="gateway-0"),
+        _changed("fault", name="script-flush", target="server"),
+        # A fault of its own kind and time, on another worker; of another attempt; on its worker, and long over.
+        _changed("fault", target="sim-1"),
+        _changed("final", story=[[1, "w-1", T0, T0 + 10, T0 + 2_400, LAPSE]]),
+        _changed("fault", name="partition", t=T0 - 3_000),
+        _changed("final", story=[[1, "w-0", T0, T0 + 10, T0 + 9_000, LAPSE]], ended_at=T0 + 12_000),
+        _with_prompt("crash", worker="w-1", fault="sim-1"),
+        _with_prompt("slow", worker="w-0", fault="sim-1"),
     ],
-    "i10_one_key_one_request": [_with({**GOOD[4], "id": "s0.22ff"})],
+    "i9_crashes_have_a_cause": [
+        _changed("final", crashes=1),
+        [{**e, "name": "kill-engine"} if e["ev"] == "fault" else e for e in _changed("final", crashes=1)],
+        _with_prompt("crash", worker="w-1", fault="sim-0", crashes=1),
+        _with_prompt("crash", worker="w-0", fault="sim-0", crashes=2),
+    ],
+    "i10_one_key_one_request": [_with({**ANSWER, "id": "s0.22ff"})],
     "i10_nobody_is_served_twice": [_with(_other())],
     "i11_nothing_is_left": [
         _structure(timers=[ID]),
@@ -201,7 +273,27 @@ BAD: dict[str, list[list[Event]]] = {
         _changed("heard", how="broken"),
         _with(_heard(**{**OPENAI, "how": "error", "code": "internal_error"})),
     ],
-    "j2_processes_stay": [_with({**GOOD[8], "t": T0 + 20_000, "told": False})],
+    "j2_processes_stay": [
+        _with({**EXIT, "t": T0 + 20_000, "told": False}),
+        # Right at its start, and nothing was away; its engine killed while it worked; another one's engine killed.
+        _with({**START, "pid": 8}, {**EXIT, "pid": 8, "t": T0 - 8_000, "told": False}),
+        _with(_fault("kill-engine", "sim-0", T0 + 19_000), {**EXIT, "t": T0 + 20_000, "told": False}),
+        _with(
+            {**START, "pid": 8}, _fault("kill-engine", "sim-1", T0 - 8_100), {**EXIT, "pid": 8, "t": T0 - 8_000, "told": False}
+        ),
+        _with({**START, "pid": 8}, _fault("partition", "sim-1", T0 - 8_100), {**EXIT, "pid": 8, "t": T0 - 8_000, "told": False}),
+    ],
+    "j3_orphans_end": [
+        _with(*_orphan("left", ended_at=T0 + 14_500)),
+        _with(*_orphan("broken", ended_at=T0 + 14_500)),
+        _with(_fault("kill-gateway", "gateway-0", T0 + 900), *_orphan("broken", ended_at=T0 + 90_000)),
+        _with(_fault("kill-gateway", "gateway-1", T0 + 900), *_orphan("left", ended_at=T0 + 20_000)),
+    ],
+    "j4_nonsense_is_quarantined": [
+        [*_with_prompt("garbage", worker="w-1", fault="sim-0"), {**PROBED, "worker": "w-1"}],
+        _with({"t": T0, "ev": "quarantined", "role": "sim-1", "worker": "w-1", "error": ""}),
+        _with({"t": T0, "ev": "quarantined", "role": "sim-1", "worker": "w-1", "error": "The canary's tokens changed."}),
+    ],
 }
 BY_NAME: dict[str, Callable[..., Any]] = {function.__name__: function for function in INVARIANTS}
 CASES = [(name, n) for name, histories in BAD.items() for n in range(len(histories))]
@@ -217,7 +309,7 @@ def test_a_second_good_request_changes_nothing() -> None:
 
 def test_a_lost_answer_explains_a_request_nobody_knows() -> None:
     submit = {"t": T0 - 1, "ev": "submit", "n": "c1-1", "client": "c1", "key": "", "ask": ASK, "poison": ""}
-    lost = {**GOOD[4], "n": "c1-1", "id": "", "status": 0, "key": ""}
+    lost = {**ANSWER, "n": "c1-1", "id": "", "status": 0, "key": ""}
     assert check(History(_with(submit, lost, _other()))) == []
 
 
@@ -228,11 +320,69 @@ def test_a_stream_may_break_with_its_gateway() -> None:
     assert check(History([*broken, *faults])) == []
 
 
-def test_a_failover_may_forget_what_had_ended_and_nothing_else() -> None:
-    history = [{**e, "topology": "sentinel"} if e["ev"] == "meta" else e for e in _without(GOOD, ev="final")]
-    assert check(History(history)) == []
-    unseen = [e for e in history if e["ev"] not in ("heard", "seen", "result", "cancel")]
-    assert [v.what for v in check(History(unseen))] == ["an acknowledged request is lost"]
+def _sentinel(*faults: Event, witnessed: bool, topology: str = "sentinel") -> list[Violation]:
+    """What is said of the one request when Redis does not have it in the end."""
+    history = [{**e, "topology": topology} if e["ev"] == "meta" else e for e in _without(GOOD, ev="final")]
+    history = [e for e in history if witnessed or e["ev"] not in ("heard", "seen", "result", "cancel")]
+    return [v for v in check(History([*history, *faults])) if v.invariant == "I1"]
+
+
+def test_a_failover_may_forget_what_it_took_in_and_had_ended_and_nothing_else() -> None:
+    moved = _fault("failover", "server", T0 + 2_000)
+    assert _sentinel(moved, witnessed=True) == []
+    assert [v.what for v in _sentinel(moved, witnessed=False)] == ["an acknowledged request is lost"]
+    # Acknowledged long before, or long after: the others had it. No failover at all, or one server: a loss.
+    for faults in ([_fault("failover", "server", T0 + 20_000)], [_fault("failover", "server", T0 - 20_000)], []):
+        late = [{**f, "n": "f"} for f in faults] + [{**f, "n": "f", "phase": "undone", "t": f["t"] + 100} for f in faults]
+        assert len(_sentinel(*late, witnessed=True)) == 1
+    assert len(_sentinel(moved, witnessed=True, topology="single")) == 1
+
+
+def test_two_faults_at_once_are_told_apart_from_a_loss() -> None:
+    moved, killed = _fault("failover", "server", T0 - 1_000), _fault("kill-gateway", "gateway-0", T0 + 3_000)
+    assert _sentinel(moved, killed, witnessed=False) == []
+    assert len(_sentinel(moved, {**killed, "target": "gateway-1"}, witnessed=False)) == 1
+    assert len(_sentinel(killed, witnessed=False)) == 1
+    alive = {**SEEN, "state": "running", "t": T0 + 25_000}
+    assert len(_sentinel(moved, killed, alive, witnessed=False)) == 1  # seen after both: something else lost it
+    assert len(_sentinel(moved, killed, witnessed=False, topology="single")) == 1
+
+
+def test_a_fault_on_the_very_worker_the_server_or_a_prompt_beside_it_excuses_a_charge() -> None:
+    struck = [
+        _changed("fault", name="stop-worker"),
+        _changed("fault", name="partition"),
+        _changed("fault", name="stop-fleet", target="all"),
+        _changed("fault", name="kill-server", target="server"),
+        _with_prompt("crash", worker="w-0", fault="sim-1"),
+        _with_prompt("hang", worker="w-0", fault="sim-1", crashes=1),
+    ]
+    for history in struck:
+        e = Evidence(History(history))
+        assert [*BY_NAME["i9_charges_have_a_cause"](e), *BY_NAME["i9_crashes_have_a_cause"](e)] == []
+
+
+def test_a_process_may_end_for_its_reasons() -> None:
+    start, end = {**START, "pid": 8}, {**EXIT, "pid": 8, "t": T0 - 8_000, "told": False}
+    no_redis = _with(start, _fault("kill-server", "server", T0 - 8_500), end)
+    no_engine = _with(start, _fault("kill-engine", "sim-0", T0 - 8_500), end)
+    engines = [_fault("kill-engine", "sim-0", T0 + 1_000 * n) for n in range(5)]
+    worn_out = _with(*engines, {**EXIT, "t": T0 + 6_000, "told": False})
+    for history in (no_redis, no_engine, worn_out):
+        assert list(BY_NAME["j2_processes_stay"](Evidence(History(history)))) == []
+
+
+def test_orphans_may_live_as_long_as_their_readers_leases() -> None:
+    in_grace = _with(*_orphan("left", ended_at=T0 + 8_000))
+    in_lease = _with(_fault("kill-gateway", "gateway-0", T0 + 900), *_orphan("broken", ended_at=T0 + 33_000))
+    for history in (in_grace, in_lease):
+        assert list(BY_NAME["j3_orphans_end"](Evidence(History(history)))) == []
+
+
+def test_nonsense_that_was_quarantined_is_well() -> None:
+    history = [*_with_prompt("garbage", worker="w-1", fault="sim-0"), {**PROBED, "worker": "w-1", "state": "quarantined"}]
+    sick = {"t": T0 + 9_000, "ev": "quarantined", "role": "sim-1", "worker": "w-1", "error": "The canary's tokens changed."}
+    assert list(BY_NAME["j4_nonsense_is_quarantined"](Evidence(History([*history, sick])))) == []
 
 
 def test_poison_may_fail() -> None:
