@@ -145,9 +145,12 @@ class Masters:
         found = await self._tell(sentinel, "SENTINEL", "MASTER", self.url.service, password=self.url.sentinel_password)
         said = dict(zip(found[::2], found[1::2], strict=True)) if found and len(found) % 2 == 0 else {}
         try:
-            return int(said["config-epoch"]), (said["ip"], int(said["port"]))
+            epoch = int(said["config-epoch"])
         except (KeyError, ValueError):
             return None
+        # Asked after the number: the one that leads the failover tells that a second or so before the address in this record.
+        address = await self._ask(sentinel)
+        return None if address is None else (epoch, address)
 
     async def _tell(
         self, server: tuple[str, int], *command: str, username: str | None = None, password: str | None = None

@@ -19,17 +19,21 @@ from dispatch.redis_client import connect
 
 
 class Played:
-    """A Sentinel that names one server, or a server with one role; `asked` counts the questions."""
+    """A Sentinel that names one server, or a server with one role; `asked` counts the questions.
+
+    `recorded`: what its record of the group still says while it leads a failover (0: the same).
+    """
 
     def __init__(self, role: str = "", names: int = 0) -> None:
         self.names, self.role, self.asked = names, role, 0
         self.epoch = 0
+        self.recorded = 0
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while words := await self._command(reader):
             if words[:2] == ["SENTINEL", "MASTER"]:
-                said = ["ip", "127.0.0.1", "port", str(self.names), "config-epoch", str(self.epoch)]
+                said = ["ip", "127.0.0.1", "port", str(self.recorded or self.names), "config-epoch", str(self.epoch)]
                 writer.write(
                     f"*{len(said)}\r\n{''.join(f'${len(w)}{chr(13)}{chr(10)}{w}{chr(13)}{chr(10)}' for w in said)}".encode()
                 )
@@ -135,7 +139,8 @@ async def test_hearsay_cuts_nobody_off(master: int, dead_port: int, role: str) -
             await client.aclose()
 
 
-async def test_a_newer_failover_is_followed_though_the_old_master_serves_on(master: int) -> None:
+@pytest.mark.parametrize("leads", [False, True], ids=["heard_of_it", "leads_it"])
+async def test_a_newer_failover_is_followed_though_the_old_master_serves_on(master: int, leads: bool) -> None:
     """Nobody cuts the connection and nobody asks for a new one: what a failover that was asked for looks like at first."""
     async with (
         playing(Played(role="master")) as other,
@@ -146,7 +151,7 @@ async def test_a_newer_failover_is_followed_though_the_old_master_serves_on(mast
         try:
             stale.epoch = sound.epoch = 1
             held = await client.connection_pool.get_connection()
-            sound.names, sound.epoch = other.port, 2
+            sound.names, sound.epoch, sound.recorded = other.port, 2, master if leads else 0
             async with asyncio.timeout(10):
                 with pytest.raises((RedisError, ConnectionError)):
                     while True:
