@@ -353,13 +353,38 @@ class QueueStats:
 
 @dataclass(frozen=True, slots=True)
 class GpuStatus:
-    """One device under a worker, as its heartbeat tells. Bytes; `utilisation` 0..1 or None if unknown."""
+    """One device under a worker, as its heartbeat tells. Bytes; `utilisation` 0..1 or None if unknown.
+
+    `total_bytes` is without what the driver keeps for itself (`reserved_bytes`). `foreign_bytes`: what processes hold that are
+    none of the worker's own; None where the driver does not say (in a container it often does not).
+    """
 
     uuid: str
     name: str
     total_bytes: int
     free_bytes: int
     utilisation: float | None = None
+    reserved_bytes: int = 0
+    foreign_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoomStatus:
+    """Why a worker's room is what it is, in KV tokens: room = capacity - headroom - promised, and what is held is `used`.
+
+    `promised`: granted and not visible yet. `bound_by`: what bounds it: "engine", "device" or "overrun" (counted at the most
+    for a while, after one). `free_bytes` and `headroom_bytes` are the device's, `promised_bytes` those of other workers too.
+    """
+
+    capacity_tokens: int
+    headroom_tokens: int
+    promised_tokens: int
+    used_tokens: int
+    room_tokens: int
+    bound_by: str = "engine"
+    free_bytes: int | None = None
+    headroom_bytes: int = 0
+    promised_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +419,9 @@ class Heartbeat:
     rss_bytes: int = 0
     tokens_per_s: float = 0.0
     probe: ProbeReport | None = None
+    prefill_weight: float = 0.0
+    waiting: int = 0
+    room: RoomStatus | None = None
     v: int = SCHEMA_VERSION
 
 
@@ -403,7 +431,8 @@ class ModelCard:
 
     `max_cost_tokens` is the largest limit a worker of this model has ever offered: more can never be scheduled.
     `tokenizer` is the sha256 of the stored tokenizer files, "" when the engine tokenizes by itself. `temperature`, `top_p`
-    and `top_k` are what the model's own files suggest; they hold for requests that name none.
+    and `top_k` are what the model's own files suggest; they hold for requests that name none. `moves_overruns`: a request
+    that outgrows its cost can be moved on, so its cost may be what such requests need, not the most they may need.
     """
 
     name: str
@@ -417,6 +446,7 @@ class ModelCard:
     top_p: float = 1.0
     top_k: int = 0
     created_at_s: int = 0
+    moves_overruns: bool = False
     v: int = SCHEMA_VERSION
 
 

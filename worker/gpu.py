@@ -1,26 +1,31 @@
 """What the machine's devices say of themselves: the only place that speaks NVML.
 
-Every call fails softly: a driver that does not answer makes a number unknown, never a worker dead.
-Never here: what to make of the numbers (worker/admission.py).
+Every call fails softly: a driver that does not answer makes a number unknown, never a worker dead. A MIG slice is a device
+of its own. Never here: what to make of the numbers (worker/admission.py).
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 from dispatch.messages import GpuStatus
+
+HOST = "host"
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class Gpus(Protocol):
     """The devices of this machine."""
 
-    def devices(self) -> Sequence[GpuStatus]:
-        """All that can be seen, as they are now; those that do not answer are left out."""
+    def devices(self, own: Iterable[int] = ()) -> Sequence[GpuStatus]:
+        """All that can be seen, as they are now; those that do not answer are left out. `own`: processes not foreign to us."""
         ...
 
 
-def device_of(gpus: Gpus, device: str) -> GpuStatus | None:
+def device_of(gpus: Gpus, device: str, own: Iterable[int] = ()) -> GpuStatus | None:
     """The status of the device an engine runs on ("cuda", "cuda:1", "cpu", "sim A10"); None if it is not one of ours.
 
     "cpu" is the host's memory, whatever GPUs stand beside it; "cuda" never is.
@@ -29,23 +34,40 @@ def device_of(gpus: Gpus, device: str) -> GpuStatus | None:
         return next(iter(HostMemory().devices()), None)
     if not device.startswith("cuda") or isinstance(gpus, HostMemory):
         return None
-    found = gpus.devices()
+    found = gpus.devices(own)
     _, _, index = device.partition(":")
     number = int(index) if index.isdigit() else 0
     return found[number] if number < len(found) else None
 
 
 class HostMemory:
-    """No GPU: the host's own memory, in a GPU's terms."""
+    """No GPU: the host's own memory, in a GPU's terms. Within a container, what the container may have of it."""
 
-    def devices(self) -> Sequence[GpuStatus]:
+    def __init__(self, meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> None:
+        self._meminfo = meminfo
+        self._cgroup = cgroup
+
+    def devices(self, own: Iterable[int] = ()) -> Sequence[GpuStatus]:
+        found = self._of_the_machine()
+        if found is None:
+            return ()
+        total, free = found
+        limit, used = _number(self._cgroup / "memory.max"), _number(self._cgroup / "memory.current")
+        if limit is not None and used is not None and limit < total:
+            # Files that nobody uses are given up before anything is refused.
+            idle = _field(self._cgroup / "memory.stat", "inactive_file") or 0
+            total, free = limit, min(free, max(0, limit - used + idle))
+        return (GpuStatus(uuid=HOST, name="CPU", total_bytes=total, free_bytes=free),)
+
+    def _of_the_machine(self) -> tuple[int, int] | None:
+        total, free = _field(self._meminfo, "MemTotal:"), _field(self._meminfo, "MemAvailable:")
+        if total is not None and free is not None:
+            return total * 1024, free * 1024
         try:
             page = os.sysconf("SC_PAGE_SIZE")
-            total = page * os.sysconf("SC_PHYS_PAGES")
-            free = page * os.sysconf("SC_AVPHYS_PAGES")
+            return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
         except (ValueError, OSError):
-            return ()
-        return (GpuStatus(uuid="host", name="CPU", total_bytes=total, free_bytes=free),)
+            return None
 
 
 class FakeGpus:
@@ -54,60 +76,124 @@ class FakeGpus:
     def __init__(self, *table: GpuStatus) -> None:
         self.table: Sequence[GpuStatus] = table
 
-    def devices(self) -> Sequence[GpuStatus]:
+    def devices(self, own: Iterable[int] = ()) -> Sequence[GpuStatus]:
         return self.table
 
 
 class NvmlGpus:
-    """NVIDIA's GPUs, in the order CUDA numbers them for this process."""
+    """NVIDIA's GPUs and MIG slices, in the order CUDA numbers them for this process."""
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
 
-    def devices(self) -> Sequence[GpuStatus]:
+    def devices(self, own: Iterable[int] = ()) -> Sequence[GpuStatus]:
+        ours = frozenset(own)
         found = []
         for handle in self._handles():
             with suppress(self._nvml.NVMLError):
-                found.append(self._status(handle))
+                found.append(self._status(handle, ours))
         return found
 
     def _handles(self) -> list[Any]:
+        """Where some GPU is cut into slices, CUDA sees slices: those named, else the first there is."""
         nvml = self._nvml
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = [str(i) for i in range(nvml.nvmlDeviceGetCount())] if visible is None else visible.split(",")
+        if visible is None:
+            cards = self._cards()
+            whole = [card for card in cards if not self._is_cut(card)]
+            return whole or [s for card in cards for s in self._slices(card)][:1]
         handles = []
-        for name in (n.strip() for n in names):
+        for name in (n.strip() for n in visible.split(",")):
             try:
                 if name.isdigit():
-                    handles.append(nvml.nvmlDeviceGetHandleByIndex(int(name)))
+                    card = nvml.nvmlDeviceGetHandleByIndex(int(name))
+                    handles += self._slices(card)[:1] if self._is_cut(card) else [card]
+                elif name.startswith("MIG-"):
+                    found = self._slice_named(name)
+                    if found is None:
+                        break
+                    handles.append(found)
                 else:
                     handles.append(nvml.nvmlDeviceGetHandleByUUID(name))
             except nvml.NVMLError:
                 break  # CUDA, too, sees nothing from the first name it does not know
         return handles
 
-    def _status(self, handle: Any) -> GpuStatus:
+    def _cards(self) -> list[Any]:
+        nvml, cards = self._nvml, []
+        for index in range(self._ask("nvmlDeviceGetCount") or 0):
+            with suppress(nvml.NVMLError):
+                cards.append(nvml.nvmlDeviceGetHandleByIndex(index))
+        return cards
+
+    def _is_cut(self, card: Any) -> bool:
+        mode = self._ask("nvmlDeviceGetMigMode", card)
+        return mode is not None and mode[0] == 1
+
+    def _slices(self, card: Any) -> list[Any]:
+        nvml, found = self._nvml, []
+        for index in range(self._ask("nvmlDeviceGetMaxMigDeviceCount", card) or 0):
+            with suppress(nvml.NVMLError):  # gaps are usual
+                found.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index))
+        return found
+
+    def _slice_named(self, name: str) -> Any:
+        with suppress(self._nvml.NVMLError):
+            return self._nvml.nvmlDeviceGetHandleByUUID(name)
+        # Not every driver looks a slice up by its name.
+        for card in self._cards():
+            for piece in self._slices(card) if self._is_cut(card) else ():
+                uuid = self._ask("nvmlDeviceGetUUID", piece)
+                if uuid is not None and _text(uuid).startswith(name):
+                    return piece
+        return None
+
+    def _status(self, handle: Any, own: frozenset[int]) -> GpuStatus:
         nvml = self._nvml
-        total, free = self._memory(handle)
-        utilisation: float | None = None
-        with suppress(nvml.NVMLError):
-            utilisation = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+        total, free, reserved = self._memory(handle)
+        # A slice has no utilisation of its own.
+        busy = self._ask("nvmlDeviceGetUtilizationRates", handle)
         return GpuStatus(
             uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-            name=_text(nvml.nvmlDeviceGetName(handle)),
+            name=_text(self._ask("nvmlDeviceGetName", handle) or "NVIDIA GPU"),
             total_bytes=total,
             free_bytes=free,
-            utilisation=utilisation,
+            utilisation=None if busy is None else busy.gpu / 100,
+            reserved_bytes=reserved,
+            foreign_bytes=self._foreign_bytes(handle, own),
         )
 
-    def _memory(self, handle: Any) -> tuple[int, int]:
-        """Total and free bytes, without what the driver keeps for itself (version 1 counts that as used)."""
+    def _memory(self, handle: Any) -> tuple[int, int, int]:
+        """Total, free, and what the driver keeps for itself, which is not in the total (version 1 counts that as used)."""
         try:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(handle, version=self._nvml.nvmlMemory_v2)
-            return memory.total - memory.reserved, memory.free
+            return memory.total - memory.reserved, memory.free, memory.reserved
         except (self._nvml.NVMLError, AttributeError):
             memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
-            return memory.total, memory.free
+            return memory.total, memory.free, 0
+
+    def _foreign_bytes(self, handle: Any, own: frozenset[int]) -> int | None:
+        """What processes other than `own` hold; None if not known of every one."""
+        used: dict[int, int] = {}
+        for call in ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetGraphicsRunningProcesses_v3"):
+            found = self._ask(call, handle)
+            if found is None:
+                return None
+            for process in found:
+                if process.pid in own:
+                    continue
+                if process.usedGpuMemory is None:
+                    return None
+                # One that computes and draws stands in both lists with the same memory.
+                used[process.pid] = max(used.get(process.pid, 0), process.usedGpuMemory)
+        return sum(used.values())
+
+    def _ask(self, call: str, *about: Any) -> Any:
+        """What the driver says; None if it does not, or does not know the question."""
+        try:
+            return getattr(self._nvml, call)(*about)
+        except (self._nvml.NVMLError, AttributeError):
+            return None
 
 
 def find_gpus() -> Gpus:
@@ -126,3 +212,23 @@ def find_gpus() -> Gpus:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _number(path: Path) -> int | None:
+    """The number a file holds; None for "max", or where there is no such file."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _field(path: Path, name: str) -> int | None:
+    """The number that follows `name` at the start of a line."""
+    try:
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if len(words) >= 2 and words[0] == name:
+                return int(words[1])
+    except (OSError, ValueError):
+        pass
+    return None
