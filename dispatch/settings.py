@@ -118,6 +118,11 @@ class WorkerSettings(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights' type; auto: float32 on CPU")
     kv_tokens: int | None = Field(None, ge=64, description="KV budget in tokens; default: what memory allows")
     slots: int | None = Field(None, ge=1, description="requests at once; default: the engine's own")
+    weight_seed: float | None = Field(
+        None, gt=0, description="decoded tokens/s with 32 sequences that it is first taken to make; default: by its device"
+    )
+    weight_measured: bool = Field(True, description="replace the seed by the speed measured in the engine's own steps")
+    memory_headroom: float = Field(0.02, ge=0, lt=1, description="share of the device's memory that is left to others")
     heartbeat_s: float = Field(1.0, gt=0, description="time between beats")
     heartbeat_ttl_s: float = Field(5.0, gt=0, description="a worker not heard of for this long is gone")
     drain_timeout_s: float = Field(30.0, ge=0, description="how long what it holds may finish after SIGTERM")

@@ -38,7 +38,9 @@ class Chunk:
 class EngineInfo:
     """What a started engine says of itself. `limit_tokens`: KV tokens it can hold; `slots`: requests at once.
 
+    `weight` and `prefill_weight` seed its speeds (decoded tokens/s with 32 sequences, prompt tokens/s) until `load` knows better.
     `longest_step_s`: how long one step may honestly take (a slice of prefill on a slow CPU); 0 where that is no matter.
+    `pooled`: its KV memory was taken whole at the start; else it grows with what is held, and the device must have it then.
     """
 
     card: ModelCard
@@ -48,6 +50,23 @@ class EngineInfo:
     device: str
     tokenizer: TokenizerFiles | None = None
     longest_step_s: float = 0.0
+    prefill_weight: float = 0.0
+    pooled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine counts of itself now; None where it cannot tell.
+
+    `used_tokens`: KV tokens it holds; `waiting`: requests it has not begun to compute; `busy_s`: seconds spent in steps so far.
+    `weight` and `prefill_weight`: its speeds as measured in its own steps.
+    """
+
+    used_tokens: int | None = None
+    waiting: int | None = None
+    busy_s: float | None = None
+    weight: float | None = None
+    prefill_weight: float | None = None
 
 
 class EngineError(Exception):
@@ -103,6 +122,10 @@ class Engine(Protocol):
 
         Raises EngineDead when the engine is gone, so that the worker learns of it also while nothing runs.
         """
+        ...
+
+    def load(self) -> EngineLoad:
+        """What it counts of itself; cheap, asked with every heartbeat."""
         ...
 
     def kill(self) -> None:

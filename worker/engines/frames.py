@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from dispatch.errors import PenstockError
 from dispatch.messages import InferenceRequest
 from dispatch.settings import WorkerSettings
-from worker.engines.base import Chunk, EngineError, EngineInfo
+from worker.engines.base import Chunk, EngineError, EngineInfo, EngineLoad
 
 _LENGTH = struct.Struct("!I")
 _LARGEST_BYTES = 256 * 1024 * 1024  # a tokenizer.json of a few MB is the largest thing that is ever sent
@@ -84,6 +84,12 @@ class Steps(_Frame):
     steps: int
 
 
+class Counted(_Frame):
+    """What the engine counts of itself now."""
+
+    load: EngineLoad
+
+
 class Piece(_Frame):
     """A chunk of a request's answer."""
 
@@ -141,7 +147,7 @@ class Dying(_Frame):
 
 
 ToChild = Load | Generate | Cancel | Probe | Canary | Close
-ToParent = Progress | Started | Steps | Piece | Ended | Tokens | Failed | Dying
+ToParent = Progress | Started | Steps | Counted | Piece | Ended | Tokens | Failed | Dying
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(ToChild)

@@ -16,11 +16,12 @@ from typing import Any
 
 from dispatch.processes import die_with_parent
 from dispatch.settings import WorkerSettings
-from worker.engines.base import Engine, EngineDead
+from worker.engines.base import Engine, EngineDead, EngineLoad
 from worker.engines.frames import (
     Canary,
     Cancel,
     Close,
+    Counted,
     Dying,
     Ended,
     Failed,
@@ -109,7 +110,7 @@ class _Host:
         self._finish(0)
 
     async def _tick(self) -> None:
-        progress, steps = "", -1
+        progress, steps, load = "", -1, EngineLoad()
         while True:
             if self._engine is not None:
                 if self._engine.progress != progress:
@@ -118,6 +119,9 @@ class _Host:
                 if self._engine.steps() != steps:
                     steps = self._engine.steps()
                     self._send(Steps(steps))
+                if (now := self._engine.load()) != load:
+                    load = now
+                    self._send(Counted(load))
             await asyncio.sleep(TICK_S)
 
     def _call(self, call: int, work: Awaitable[None]) -> None:

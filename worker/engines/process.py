@@ -21,11 +21,12 @@ from dispatch.messages import InferenceRequest, InputKind
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.processes import with_parent
 from dispatch.settings import WorkerSettings
-from worker.engines.base import Chunk, Cost, EngineDead, EngineInfo
+from worker.engines.base import Chunk, Cost, EngineDead, EngineInfo, EngineLoad
 from worker.engines.frames import (
     Canary,
     Cancel,
     Close,
+    Counted,
     Dying,
     Ended,
     Failed,
@@ -67,6 +68,7 @@ class ProcessEngine:
         self._started: asyncio.Future[EngineInfo] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._steps = 0
+        self._load = EngineLoad()
         self._next_call = 0
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._own_words = ""
@@ -138,6 +140,9 @@ class ProcessEngine:
         if self._evidence:
             raise self._dead()
         return self._steps
+
+    def load(self) -> EngineLoad:
+        return self._load
 
     def kill(self) -> None:
         self._closing = True
@@ -259,6 +264,8 @@ class ProcessEngine:
                     answers.put_nowait(frame)
             case Steps():
                 self._steps = frame.steps
+            case Counted():
+                self._load = frame.load
             case Progress():
                 self.progress = frame.text
             case Started():

@@ -7,6 +7,7 @@ Never here: I/O.
 
 import asyncio
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -18,11 +19,12 @@ from dispatch.messages import FinishReason, InferenceRequest, InputKind, ModelCa
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.settings import WorkerSettings
 from worker.engines import sim_faults
-from worker.engines.base import Chunk, Cost, EngineError, EngineInfo
+from worker.engines.base import Chunk, Cost, EngineError, EngineInfo, EngineLoad
 from worker.engines.naming import served_name
 from worker.engines.sim_faults import Fault
 from worker.engines.sim_gpus import KV_BYTES_PER_TOKEN, PAGE_TOKENS, SIM_GPUS
 from worker.engines.sim_text import Voice
+from worker.engines.speed import Speedometer, Speeds
 
 CONTEXT_TOKENS = 131_072
 _PREFILL_CHUNK_TOKENS = 2_048
@@ -84,6 +86,10 @@ class SimEngine:
         self._loop_task: asyncio.Task[None] | None = None
         self._steps = 0
         self._says_garbage = False
+        self._is_instant = math.isinf(self._speed)
+        pace = min(self._speed, _FASTEST)
+        self._seed = Speeds(settings.weight_seed or self._gpu.tokens_per_s * pace, self._gpu.prefill_tokens_per_s * pace)
+        self._speedometer = Speedometer(self._seed)
 
     async def start(self) -> EngineInfo:
         self.progress = ""
@@ -95,13 +101,15 @@ class SimEngine:
             max_cost_tokens=self._kv_tokens,
             kinds=(InputKind.CHAT, InputKind.COMPLETION, InputKind.OPAQUE),
             created_at_s=int(time.time()),
+            moves_overruns=True,
         )
         return EngineInfo(
             card=card,
             limit_tokens=self._kv_tokens,
             slots=self._slots,
-            weight=self._gpu.tokens_per_s * min(self._speed, _FASTEST),
+            weight=self._seed.decode,
             device=f"sim {self._gpu.name}",
+            prefill_weight=self._seed.prefill,
         )
 
     def cost(self, request: InferenceRequest) -> Cost:
@@ -160,6 +168,16 @@ class SimEngine:
     def steps(self) -> int:
         return self._steps
 
+    def load(self) -> EngineLoad:
+        speeds = self._seed if self._is_instant else self._speedometer.speeds()
+        return EngineLoad(
+            used_tokens=sum(s.held_tokens for s in self._open),
+            waiting=sum(not s.held_tokens for s in self._open),
+            busy_s=self._speedometer.busy_s,
+            weight=speeds.decode,
+            prefill_weight=speeds.prefill,
+        )
+
     def kill(self) -> None:
         if self._loop_task is not None:
             self._loop_task.cancel()
@@ -198,26 +216,31 @@ class SimEngine:
 
     async def _run(self) -> None:
         """Step while anything is open. Time is kept by a due moment, so the grain of timers does not add up."""
-        due = time.monotonic()
+        due = ended = time.monotonic()
         while self._open:
             batch = list(self._open)[: self._slots]
             slower = await self._strike(batch)
-            duration_s, said = self._step([s for s in batch if s.error is None])
+            duration_s, prefilled, said = self._step([s for s in batch if s.error is None])
             now = time.monotonic()
             due = max(due, now - _CATCH_UP_S) + duration_s * slower / self._speed
             await asyncio.sleep(due - now if due - now >= _TIMER_S else 0)
             for sequence, token in said:
                 sequence.tokens.append(token)
                 sequence.ready.set()
+            began, ended = ended, time.monotonic()
+            self._speedometer.stepped(len(said), prefilled, ended - began)
 
-    def _step(self, batch: Sequence[_Sequence]) -> tuple[float, list[tuple[_Sequence, int]]]:
-        """One step of the batch: a slice of prefill, and a token for each that is past it. Returns seconds and tokens."""
+    def _step(self, batch: Sequence[_Sequence]) -> tuple[float, int, list[tuple[_Sequence, int]]]:
+        """One step of the batch: a slice of prefill, and a token for each that is past it. Returns seconds, the tokens of
+        prefill, and the new tokens."""
         self._steps += 1
         prefill_budget = _PREFILL_CHUNK_TOKENS
         prefilled = 0
         said: list[tuple[_Sequence, int]] = []
         held = sum(s.held_tokens for s in self._open)
         for sequence in batch:
+            if sequence.error is not None:
+                continue  # it made room for an older one in this step
             before = sequence.held_tokens
             if sequence.prefill_left:
                 take = min(sequence.prefill_left, prefill_budget)
@@ -227,9 +250,16 @@ class SimEngine:
             if not sequence.prefill_left:
                 sequence.position += 1
             grown = sequence.held_tokens - before
-            if held + grown > self._kv_tokens:
-                self._overflow(sequence, held, grown)
-                held -= before
+            while held + grown > self._kv_tokens:
+                # The youngest makes room: it has the least to lose.
+                youngest = next(s for s in reversed(self._open) if s is sequence or s.held_tokens)
+                freed = before if youngest is sequence else youngest.held_tokens
+                self._overflow(youngest, held, grown)
+                held -= freed
+                said = [word for word in said if word[0] is not youngest]
+                if youngest is sequence:
+                    break
+            if sequence.error is not None:
                 continue
             held += grown
             if sequence.prefill_left:
@@ -237,7 +267,8 @@ class SimEngine:
             said.append((sequence, sequence.voice.token(sequence.position - 1)))
             if sequence.voice.ends_at(sequence.position) is not None:
                 del self._open[sequence]
-        return self._gpu.step_s + self._gpu.per_sequence_s * len(said) + prefilled / self._gpu.prefill_tokens_per_s, said
+        took_s = self._gpu.step_s + self._gpu.per_sequence_s * len(said) + prefilled / self._gpu.prefill_tokens_per_s
+        return took_s, prefilled, said
 
     async def _strike(self, batch: Sequence[_Sequence]) -> float:
         """Let the faults happen whose time has come; how many times slower the step is."""

@@ -19,12 +19,16 @@ from dispatch.errors import PenstockError
 from dispatch.messages import InferenceRequest, InputKind, ModelCard
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.settings import WorkerSettings
-from worker.engines.base import Chunk, Cost, EngineDead, EngineError, EngineInfo
+from worker.engines.base import Chunk, Cost, EngineDead, EngineError, EngineInfo, EngineLoad
+from worker.engines.speed import BUSY_SEQUENCES, Speedometer, Speeds
 from worker.engines.transcript import Transcript
 from worker.engines.transformers_loading import LoadedModel, load, locate, pick_device
 
 _PROBE_TIMEOUT_S = 60.0
 _CANARY, _CANARY_TOKENS = "Water runs down from the gate to the turbine, and", 8
+_MEASURED_SEQUENCES = 8
+_PREFILL_FACTOR = 10
+"""Prompt tokens are read at least so many times faster than tokens are decoded; what is measured later says how much."""
 _log = logging.getLogger("penstock.engine")
 
 
@@ -58,6 +62,7 @@ class TransformersEngine:
         self._manager: Any = None
         self._eos: frozenset[int] = frozenset()
         self._limit_tokens = 0
+        self._speedometer: Speedometer | None = None
 
     async def start(self) -> EngineInfo:
         locate(self._settings)  # a missing folder is known before seconds of imports
@@ -91,10 +96,15 @@ class TransformersEngine:
             top_p=loaded.suggested.get("top_p", 1.0),
             top_k=int(loaded.suggested.get("top_k", 0)),
             created_at_s=int(time.time()),
+            moves_overruns=True,
         )
         # A slice of prefill is at best as quick a token as measured; on a GPU it is so much quicker that it does not matter.
         longest_step_s = batch_tokens(slots) / weight if device == "cpu" else 0.0
-        return EngineInfo(card, self._limit_tokens, slots, weight, device, loaded.files, longest_step_s)
+        seed = _seed(weight, device, self._settings.weight_seed)
+        self._speedometer = Speedometer(seed)
+        return EngineInfo(
+            card, self._limit_tokens, slots, seed.decode, device, loaded.files, longest_step_s, prefill_weight=seed.prefill
+        )
 
     def cost(self, request: InferenceRequest) -> Cost:
         return Cost(cost_tokens(prompt_tokens(request), request.sampling.max_tokens))
@@ -159,6 +169,20 @@ class TransformersEngine:
     def steps(self) -> int:
         return int(getattr(self._manager, "current_batch", 0)) if self._manager is not None else 0
 
+    def load(self) -> EngineLoad:
+        if self._manager is None or self._loaded is None or self._speedometer is None:
+            return EngineLoad()
+        from worker.engines.transformers_batching import waiting_of
+
+        speeds = self._speedometer.speeds()
+        return EngineLoad(
+            used_tokens=max(0, self._limit_tokens - self.free_tokens()),
+            waiting=waiting_of(self._manager),
+            busy_s=round(self._speedometer.busy_s, 3),
+            weight=speeds.decode,
+            prefill_weight=speeds.prefill,
+        )
+
     def kill(self) -> None:
         """It runs in a process that its worker can end."""
 
@@ -176,15 +200,22 @@ class TransformersEngine:
     def _load(self) -> tuple[LoadedModel, str]:
         import torch
 
-        from worker.engines.transformers_batching import make_manager, quiet
+        from worker.engines.transformers_batching import make_manager, quiet, watch_steps
 
         quiet()
         device = pick_device(self._settings.device)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
         loaded = load(self._settings, device, self._tell)
         self._tell("making the KV cache")
-        self._manager = make_manager(self._settings, loaded, device.type)
+        manager = make_manager(self._settings, loaded, device.type)
+        watch_steps(manager, self._stepped)
+        manager.start()
+        self._manager = manager
         return loaded, str(device)
+
+    def _stepped(self, decoding: int, prefilled: int, took_s: float) -> None:
+        if self._speedometer is not None:
+            self._speedometer.stepped(decoding, prefilled, took_s)
 
     def _tell(self, what: str) -> None:
         self.progress = what
@@ -193,7 +224,7 @@ class TransformersEngine:
         """Tokens a second with a few requests at once; the first round warms up."""
         first = next(iter(self._eos), 0)
         await self._run_raw([first], 2)
-        together, each = min(8, slots), 16
+        together, each = min(_MEASURED_SEQUENCES, slots), 16
         if self._limit_tokens < together * cost_tokens(together, each):
             together = 1
         began = time.monotonic()
@@ -281,3 +312,9 @@ class TransformersEngine:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._running().tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _seed(tokens_per_s: float, device: str, wanted: float | None) -> Speeds:
+    """What is taken for its speeds with 32 sequences, from what a few made: a GPU's step is hardly longer with more."""
+    decode = wanted or tokens_per_s * (1.0 if device == "cpu" else BUSY_SEQUENCES / _MEASURED_SEQUENCES)
+    return Speeds(decode, _PREFILL_FACTOR * tokens_per_s)

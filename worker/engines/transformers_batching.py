@@ -5,6 +5,8 @@ Never here: requests and their text (transformers.py), loading (transformers_loa
 
 import logging
 import queue
+import time
+from collections.abc import Callable
 from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -38,7 +40,7 @@ def quiet() -> None:
 
 
 def make_manager(settings: WorkerSettings, loaded: LoadedModel, device: str) -> Any:
-    """A running manager; its KV cache is allocated here. `device`: cpu or cuda."""
+    """A manager that was not started; its KV cache is allocated here. `device`: cpu or cuda."""
     slots = settings.slots or _SLOTS[device]
     page = _FLASH_PAGE_TOKENS if device == "cuda" and is_flash_attn_2_available() else PAGE_TOKENS
     tokens = settings.kv_tokens
@@ -70,8 +72,35 @@ def make_manager(settings: WorkerSettings, loaded: LoadedModel, device: str) -> 
             param="worker.kv_tokens",
         ) from error
     _LIBRARY_LOG.setLevel(logging.ERROR)
-    manager.start()
     return manager
+
+
+def watch_steps(manager: Any, stepped: Callable[[int, int, float], None]) -> None:
+    """From now on call `stepped(sequences that decoded, prompt tokens read, seconds)` after each step, in its thread."""
+    scheduler, step = manager.batch_processor.scheduler, manager._generation_loop_body
+    schedule, batch = scheduler.schedule_batch, list[tuple[int, int]]()
+
+    def scheduled(*budgets: Any) -> Any:
+        found = schedule(*budgets)
+        if found[0]:
+            decoding = sum(future.query_length == 1 for future in found[0])
+            batch.append((decoding, found[2] - decoding))
+        return found
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        batch.clear()
+        began = time.monotonic()
+        goes_on = step(*args, **kwargs)
+        if batch:  # else it only waited for something to do
+            stepped(*batch[-1], time.monotonic() - began)
+        return goes_on
+
+    scheduler.schedule_batch, manager._generation_loop_body = scheduled, timed
+
+
+def waiting_of(manager: Any) -> int:
+    """Requests that were not begun."""
+    return len(manager.batch_processor.scheduler.waiting_requests) + int(manager.input_queue.qsize())
 
 
 def slots_of(manager: Any) -> int:

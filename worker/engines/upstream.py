@@ -16,15 +16,15 @@ from dispatch.errors import PenstockError
 from dispatch.messages import FinishReason, InferenceRequest, InputKind, ModelCard, Sampling
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.settings import WorkerSettings
-from worker.engines.base import Chunk, Cost, EngineError, EngineInfo
+from worker.engines.base import Chunk, Cost, EngineError, EngineInfo, EngineLoad
 from worker.engines.naming import served_name
 from worker.engines.sse import SseParser
 
 _PATHS: Mapping[InputKind, str] = {InputKind.CHAT: "/chat/completions", InputKind.COMPLETION: "/completions"}
 _SLOTS = 64
 _LIMIT_TOKENS = 1_000_000
-_WEIGHT = 1_000.0
-"""Nothing is known of its speed before it was measured: about one good GPU."""
+_WEIGHT, _PREFILL_WEIGHT = 1_000.0, 5_000.0
+"""Nothing is known of its speed: about one good GPU."""
 _WAIT_S = 30.0
 """How long `start` waits for a server that is itself just starting."""
 _SILENCE_S = 300.0
@@ -83,7 +83,14 @@ class UpstreamEngine:
             max_cost_tokens=self._limit_tokens,
             created_at_s=int(time.time()),
         )
-        return EngineInfo(card=card, limit_tokens=self._limit_tokens, slots=self._slots, weight=_WEIGHT, device="upstream")
+        return EngineInfo(
+            card=card,
+            limit_tokens=self._limit_tokens,
+            slots=self._slots,
+            weight=_WEIGHT,
+            device="upstream",
+            prefill_weight=_PREFILL_WEIGHT,
+        )
 
     def cost(self, request: InferenceRequest) -> Cost:
         return Cost(cost_tokens(prompt_tokens(request), request.sampling.max_tokens))
@@ -149,6 +156,9 @@ class UpstreamEngine:
     def steps(self) -> int:
         # A server may think for minutes before its first token; how long it may be silent is bounded by _SILENCE_S.
         return int(time.monotonic() * 10)
+
+    def load(self) -> EngineLoad:
+        return EngineLoad()  # its memory and its steps are the server's own affair
 
     def kill(self) -> None:
         """There is nothing of ours that could hang."""
