@@ -1,0 +1,191 @@
+"""THE strategies: what orders the parked pulls for a request. Each is a score, lowest is next, ties by worker id. Pure.
+
+The same formulas stand in Lua (scripts/lib/meet.lua), written in the same order of operations: both compute in IEEE doubles,
+and a test holds them equal. So does the simulator use them. Never here: which pulls are parked and what has room.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+CANDIDATES = 16
+"""`pull`: how many parked pulls with room, taken in the order of their standing score, are compared by the score itself."""
+
+HARM = 0.1
+"""`pull`: how much of the time its prompt takes from each request held there counts."""
+
+DECODE_TOKENS = 128.0
+"""`pull`: each request held counts as so many tokens still to decode before the next one is served."""
+
+PREFILL_SEED = 5.0
+"""Prompt tokens/s by decoded tokens/s, until the first is measured: GPUs have 3.5 to 7."""
+
+BOUND = 1.25
+"""`session`: a worker may hold so many times its share of all that is held, before it is passed over."""
+
+_HASH_DIGITS = 13  # 52 bits: exact in a double
+_HASH_RANGE = 16.0**_HASH_DIGITS
+_PICK_DIGITS = 8
+
+
+class Strategy(StrEnum):
+    """What a model or a request may name."""
+
+    PULL = "pull"
+    ROUND_ROBIN = "round_robin"
+    WEIGHTED_ROUND_ROBIN = "weighted_round_robin"
+    LEAST_CONNECTIONS = "least_connections"
+    WEIGHTED_LEAST_CONNECTIONS = "weighted_least_connections"
+    LEAST_LOADED = "least_loaded"
+    LEAST_LOADED_UTILISATION = "least_loaded_utilisation"
+    LEAST_LOADED_WAITING = "least_loaded_waiting"
+    POWER_OF_TWO = "power_of_two"
+    SESSION = "session"
+
+
+DEFAULT = Strategy.PULL
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is known of a parked worker. All but the last three is Redis's own, exact and present."""
+
+    worker: str
+    limit_tokens: int  # the sum of costs it is willing to hold
+    used_tokens: int  # the sum of costs it holds
+    held: int  # requests it holds
+    slots: int  # requests it is willing to hold
+    weight: float  # decoded tokens/s, measured
+    prefill_weight: float  # prompt tokens/s, measured
+    prefill_tokens: int = 0  # prompts granted there whose first token has not been appended yet
+    prefilling: int = 0  # how many requests these prompts belong to
+    grants: int = 0  # how many it was ever granted; one that joins starts at its share of what the others were (`join`)
+    last_granted: int = 0  # the model's count of grants at its last one
+    memory: float = 0.0  # as of the last heartbeat: share of its memory in use,
+    utilisation: float = 0.0  # share of the time it computed,
+    waiting: int = 0  # requests its engine has not begun
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What is known of a request when it meets the parked pulls. `last_worker` ran the session's last request ("" for none)."""
+
+    prompt_tokens: int
+    cost_tokens: int
+    session: str = ""
+    last_worker: str = ""
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The sums over the parked pulls that have room: what `session` holds a worker's part against."""
+
+    held: int
+    weight: float
+
+
+def has_room(load: Load, cost_tokens: int) -> bool:
+    """Whether the pull can hold a request of this cost."""
+    return load.held < load.slots and load.limit_tokens - load.used_tokens >= cost_tokens
+
+
+def connections(load: Load) -> float:
+    """Requests it would hold, by speed: weighted least connections."""
+    return (load.held + 1) / load.weight
+
+
+def prefill_speed(load: Load) -> float:
+    """Prompt tokens/s; where none was measured yet, reckoned from the decode speed."""
+    return load.prefill_weight if load.prefill_weight > 0 else PREFILL_SEED * load.weight
+
+
+def standing(load: Load) -> float:
+    """`pull` without the request, in seconds: the score the parked pulls stand in line with (the zset)."""
+    return load.prefill_tokens / prefill_speed(load) + DECODE_TOKENS * (load.held + 1) / load.weight
+
+
+def pull(load: Load, prompt_tokens: int) -> float:
+    """`pull` with the request, in seconds: the prompts there and its own last, what is decoded there, and whom it holds up."""
+    return standing(load) + (1.0 + HARM * load.held) * prompt_tokens / prefill_speed(load)
+
+
+def reported(report: float, load: Load) -> float:
+    """A whole number as reported; among equals weighted least connections, squeezed below 1."""
+    x = connections(load)
+    return math.floor(report) + x / (1.0 + x)
+
+
+def affinity(session: str, worker: str) -> float:
+    """Rendezvous hashing: the place of a worker for a session, from 0 up to 1."""
+    digest = hashlib.sha1((session + worker).encode(), usedforsecurity=False).hexdigest()
+    return int(digest[:_HASH_DIGITS], 16) / _HASH_RANGE
+
+
+def session(load: Load, need: Need, share: Share) -> float:
+    """-1 for who last ran the session, then by hash; who holds more than its bounded share comes after all others."""
+    bound = math.ceil(BOUND * (share.held + 1) * load.weight / share.weight)
+    if load.held + 1 > bound:
+        return 2.0 + connections(load)
+    if load.worker == need.last_worker:
+        return -1.0
+    return affinity(need.session, load.worker)
+
+
+def score(strategy: Strategy, load: Load, need: Need, share: Share) -> float:
+    """The score of one parked pull that has room. `power_of_two` compares only the two that `two_picks` names."""
+    match strategy:
+        case Strategy.PULL:
+            return pull(load, need.prompt_tokens)
+        case Strategy.ROUND_ROBIN:
+            return float(load.last_granted)
+        case Strategy.WEIGHTED_ROUND_ROBIN:
+            return (load.grants + 1) / load.weight
+        case Strategy.LEAST_CONNECTIONS:
+            return float(load.held)
+        case Strategy.LEAST_LOADED:
+            return reported(load.memory * 100, load)
+        case Strategy.LEAST_LOADED_UTILISATION:
+            return reported(load.utilisation * 100, load)
+        case Strategy.LEAST_LOADED_WAITING:
+            return reported(load.waiting, load)
+        case Strategy.SESSION:
+            return session(load, need, share)
+        case Strategy.WEIGHTED_LEAST_CONNECTIONS | Strategy.POWER_OF_TWO:
+            return connections(load)
+
+
+def two_picks(count: int, salt: str) -> tuple[int, int]:
+    """Two different places (if there are two) among `count` pulls with room in the order of their ids, by sha1 of the salt."""
+    digest = hashlib.sha1(salt.encode(), usedforsecurity=False).hexdigest()
+    first = int(digest[:_PICK_DIGITS], 16) % count
+    second = int(digest[_PICK_DIGITS : 2 * _PICK_DIGITS], 16) % count
+    return first, second if second != first else (first + 1) % count
+
+
+def looked_at(strategy: Strategy, parked: Sequence[Load], need: Need) -> list[Load]:
+    """Those of the parked pulls that are compared for a request, by id (`pull`: by standing score, then id)."""
+    fitting = sorted((load for load in parked if has_room(load, need.cost_tokens)), key=lambda load: load.worker)
+    if strategy is Strategy.PULL:
+        return sorted(fitting, key=standing)[:CANDIDATES]
+    if strategy is Strategy.POWER_OF_TWO and fitting:
+        return [fitting[i] for i in two_picks(len(fitting), need.salt)]
+    return fitting
+
+
+def choose(strategy: Strategy, parked: Sequence[Load], need: Need) -> Load | None:
+    """The parked pull that the request meets, or None: no room anywhere. The scripts choose the same, cheaper."""
+    compared = looked_at(strategy, parked, need)
+    if not compared:
+        return None
+    share = Share(0, 0.0)
+    for load in compared:  # one after the other, as Lua adds: a sum of doubles hangs on its order
+        share = Share(share.held + load.held, share.weight + load.weight)
+    return min(compared, key=lambda load: (score(strategy, load, need, share), load.worker))
+
+
+def join(weight: float, others: Sequence[Load]) -> int:
+    """The grants a worker that joins starts with: its share of what the least served was given, or it would take a flood."""
+    return math.floor(min((load.grants / load.weight for load in others), default=0.0) * weight)
