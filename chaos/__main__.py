@@ -32,6 +32,9 @@ def main() -> int:
     parser.add_argument("--gap", type=float, default=2.2, metavar="S", help="mean time between faults")
     parser.add_argument("--only", default="", help=f"faults, by comma: {', '.join(FAULTS)}")
     parser.add_argument("--settle", type=float, default=90.0, metavar="S", help="patience after healing")
+    parser.add_argument(
+        "--poison", type=float, default=0.01, metavar="P", help="share of prompts that do something to their engine"
+    )
     parser.add_argument("--launched", choices=(SOME, ALL, NONE), default=SOME, help="workers whose exits a launcher tells")
     parser.add_argument("--out", type=Path, help="folder for history and logs; default: a temporary one")
     parser.add_argument("--check", type=Path, metavar="HISTORY", help="only check a history that is there")
@@ -58,6 +61,7 @@ def main() -> int:
         only=only,
         settle_s=args.settle,
         launched=args.launched,
+        poison=args.poison,
     )
     uvloop.run(run(config, folder, history))
     return _judge(history)

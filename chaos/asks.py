@@ -112,9 +112,9 @@ class Answers:
         return sim_answer(ask)
 
 
-def choose(rng: random.Random, demo: Sequence[Ask], *, poison: bool) -> Ask:
+def choose(rng: random.Random, demo: Sequence[Ask], *, poison: float) -> Ask:
     """What a client asks next."""
-    if poison and rng.random() < 0.01:
+    if rng.random() < poison:
         return poison_ask(rng)
     if demo and rng.random() < 0.2:
         return rng.choice(demo)

@@ -34,7 +34,7 @@ def leave_after(events: int) -> Leave:
 class Client:
     """One client."""
 
-    def __init__(self, wire: Wire, record: Recorder, answers: Answers, demo: Sequence[Ask], *, poison: bool) -> None:
+    def __init__(self, wire: Wire, record: Recorder, answers: Answers, demo: Sequence[Ask], *, poison: float) -> None:
         self._wire = wire
         self._rng = wire.rng
         self._record = record
@@ -136,7 +136,7 @@ class Client:
 
     async def vanish(self, ask: Ask) -> None:
         """A streamed chat whose client is gone before its end."""
-        if self._poison and self._rng.random() < 0.1:
+        if self._rng.random() < 10 * self._poison:
             ask = slow_ask(self._rng)
             self._know(ask)
         await self._wire.openai(ask, self._headers(), leave_after(self._rng.randint(1, 25)))
@@ -208,7 +208,7 @@ class Load:
     """All clients of a run."""
 
     def __init__(
-        self, count: int, seed: int, gateways: Sequence[str], record: Recorder, demo: Sequence[Ask], *, poison: bool
+        self, count: int, seed: int, gateways: Sequence[str], record: Recorder, demo: Sequence[Ask], *, poison: float
     ) -> None:
         self._http = httpx.AsyncClient(timeout=TIMEOUTS, limits=httpx.Limits(max_connections=None, max_keepalive_connections=32))
         answers = Answers()

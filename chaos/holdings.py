@@ -14,6 +14,8 @@ from chaos.history import Event
 ON_WORKERS = ("kill-worker", "kill-engine", "stop-worker", "stop-fleet")
 ON_GATEWAYS = ("kill-gateway", "drain-gateway", "rolling-restart", "stop-gateway")
 ON_THE_WIRE = ("partition", "one-way", "refuse", "drop-replies", "delay", "cut")
+CHARGING_ON_THE_SERVER = ("outage", "kill-master", "stop-master", "failover", "kill-replica")
+"""A server that stops or restarts charges nobody: the sweeper waits one more lease. These last longer, or lose a renewal."""
 ON_THE_SERVER = (
     "stop-server", "kill-server", "outage", "disk-full", "kill-master", "stop-master", "failover", "kill-replica", "client-kill",
 )  # fmt: skip
@@ -73,7 +75,7 @@ class Holdings:
         if LAPSED in holding.why:
             # A lease that nobody renews lasts for one lease from the last renewal, and for one more after an amnesty.
             start = max(start, holding.left_at - 2 * self._e.lease_ms - _SETTLE_MS)
-        yield from self._e.overlapping(start, end, ON_THE_SERVER)
+        yield from self._e.overlapping(start, end, CHARGING_ON_THE_SERVER)
         # A worker that was never seen is any worker: its role may have lived for less than a sample and no log line.
         yield from self._e.overlapping(start, end, (*ON_WORKERS, *ON_THE_WIRE), self.roles.get(holding.worker, ""))
 

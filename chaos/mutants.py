@@ -22,17 +22,22 @@ _LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", "*_cache", ".*_cache", "__pycache__", "bench", "docs", ".hypothesis", "build", "dist"
 )
 _RUN_S = 150.0
+_LEAST_REQUESTS = 20
+"""A run with fewer has shown nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one hunt."""
+    """What came of one hunt. `found`: a promise was broken that this bug breaks. `otherwise`: only others were."""
 
     mutant: Mutant
     found: bool
     seeds: int
     seconds: float
     reason: str
+    otherwise: str = ""
+    died: str = ""
+    """What a run said that ended without a judgement."""
 
 
 def plant(mutant: Mutant, root: Path) -> None:
@@ -52,15 +57,28 @@ async def hunt(mutant: Mutant, tree: Path, seeds: range, seconds: float) -> Verd
         await asyncio.to_thread(shutil.copytree, tree, root)
         if mutant.old:
             plant(mutant, root)
-        reason = "not found"
+        otherwise, died = "", ""
         for n, seed in enumerate(seeds, 1):
-            code, said = await _run(root, seed, seconds, mutant.only, Path(folder) / f"run-{seed}")
-            violation = re.search(r"^((?:I|J)\d+: .*)$", said, re.MULTILINE)
-            if code == 1 and violation:
-                return Verdict(mutant, True, n, time.monotonic() - started, violation[1])
-            if code != 0:
-                reason = "the run itself failed: " + (said.strip().splitlines() or ["nothing was said"])[-1][:200]
-        return Verdict(mutant, False, len(seeds), time.monotonic() - started, reason)
+            code, said = await _run(root, seed, seconds, mutant, Path(folder) / f"run-{seed}")
+            judged = judgement(code, said)
+            if judged is None:
+                died = "a run ended without a judgement: " + (said.strip().splitlines() or ["nothing was said"])[-1][:200]
+                continue
+            hit = next((v for v in judged if v.partition(":")[0] in mutant.expects), "")
+            if hit:
+                return Verdict(mutant, True, n, time.monotonic() - started, hit)
+            otherwise = otherwise or "; ".join(judged)
+        return Verdict(mutant, False, len(seeds), time.monotonic() - started, "not found", otherwise, died)
+
+
+def judgement(code: int, said: str) -> list[str] | None:
+    """The violations that a run told of, each kind once. None: it died, or had nothing to judge."""
+    violations: list[str] = re.findall(r"^((?:I|J)\d+: .*)$", said, re.MULTILINE)
+    requests = re.search(r"^\| requests \| (\d+)", said, re.MULTILINE)
+    whole = "history: " in said and requests is not None and int(requests[1]) >= _LEAST_REQUESTS
+    if code not in (0, 1) or (code == 1) is not bool(violations):
+        return None
+    return violations if whole or violations else None
 
 
 async def hunt_all(mutants: list[Mutant], tree: Path, seeds: range, seconds: float, abreast: int) -> list[Verdict]:
@@ -78,14 +96,18 @@ async def hunt_all(mutants: list[Mutant], tree: Path, seeds: range, seconds: flo
 
 def as_line(v: Verdict) -> str:
     """One row of the score."""
-    how = f"found by seed {v.seeds} of the hunt in {v.seconds:.0f} s" if v.found else f"NOT FOUND in {v.seeds} seeds"
-    return f"| {v.mutant.name} | {how} | {v.reason} |"
+    wanted = ", ".join(sorted(v.mutant.expects))
+    if v.found:
+        how = f"found by seed {v.seeds} of the hunt in {v.seconds:.0f} s"
+    else:
+        how = f"NOT FOUND in {v.seeds} seeds" + (f", found otherwise: {v.otherwise}" if v.otherwise else "")
+    return f"| {v.mutant.name} | {wanted} | {how} | {v.reason if v.found else v.died or v.reason} |"
 
 
-async def _run(root: Path, seed: int, seconds: float, only: str, out: Path) -> tuple[int, str]:
+async def _run(root: Path, seed: int, seconds: float, mutant: Mutant, out: Path) -> tuple[int, str]:
     command = ["-m", "chaos", "--seed", str(seed), "--minutes", f"{seconds / 60:.3f}", "--transformers", "0", "--sim", "3"]
     command += ["--clients", "16", "--gap", "1.0", "--settle", "20", "--out", str(out)]
-    command += ["--only", only] if only else []
+    command += ["--poison", f"{mutant.poison:g}"] + (["--only", mutant.only] if mutant.only else [])
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,
@@ -109,6 +131,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=4, help="runs a bug may take to be found")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of one run's storm")
     parser.add_argument("--abreast", type=int, default=1, help="hunts at a time")
+    parser.add_argument("--control", type=int, default=2, help="runs of the tree as it is; they must find nothing")
     parser.add_argument("--match", default="", help="only bugs whose name this pattern finds")
     args = parser.parse_args()
     mutants = [m for m in MUTANTS if re.search(args.match, m.name)]
@@ -116,11 +139,13 @@ def main() -> int:
         # One copy for all: what is being edited meanwhile changes nothing.
         tree = Path(folder) / "tree"
         shutil.copytree(_ROOT, tree, ignore=_LEFT_OUT)
-        control = asyncio.run(hunt(Mutant("the tree as it is", "", "", ""), tree, range(1, 3), args.seconds))
-        print("control, the tree as it is: " + (f"FOUND {control.reason}" if control.found else control.reason), flush=True)
+        control = asyncio.run(hunt(Mutant("the tree as it is", "", "", ""), tree, range(1, args.control + 1), args.seconds))
+        good = not control.otherwise and not control.died
+        print("control, the tree as it is: " + (control.otherwise or control.died or "no violation"), flush=True)
         verdicts = asyncio.run(hunt_all(mutants, tree, range(1, args.seeds + 1), args.seconds, args.abreast))
-    print(f"\nplanted bugs found: {sum(v.found for v in verdicts)} of {len(verdicts)}")
-    return 0 if all(v.found for v in verdicts) and not control.found else 1
+    otherwise = sum(not v.found and bool(v.otherwise) for v in verdicts)
+    print(f"\nplanted bugs found: {sum(v.found for v in verdicts)} of {len(verdicts)}; found otherwise only: {otherwise}")
+    return 0 if good and all(v.found for v in verdicts) else 1
 
 
 if __name__ == "__main__":

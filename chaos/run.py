@@ -48,6 +48,8 @@ class Config:
     lease_s: float = 2.0
     only: tuple[str, ...] = ()
     settle_s: float = 90.0
+    poison: float = 0.01
+    """The share of prompts that do something to their engine."""
     launched: str = SOME
     """Which workers a launcher tells of: some (each second one, by seed), all or none."""
 
@@ -95,7 +97,7 @@ async def run(config: Config, folder: Path, history: Path) -> None:
             demo = demo_asks() if config.transformers_workers else []
             await _take_references(gateways[0], demo, record)
             _say(f"chaos: ready; {config.seconds:g} s of faults")
-            await _storm(config, scene, gateways, demo, poison=has_sim_faults)
+            await _storm(config, scene, gateways, demo, poison=config.poison if has_sim_faults else 0.0)
         finally:
             await house.close()
             await scene.close()
@@ -158,7 +160,7 @@ async def _take_references(gateway: str, asks: Sequence[Ask], record: Recorder) 
             record("reference", ask=ask.key, text=result["text"], tokens=tokens, finish_reason=result["finish_reason"])
 
 
-async def _storm(config: Config, scene: Scene, gateways: Sequence[str], demo: Sequence[Ask], *, poison: bool) -> None:
+async def _storm(config: Config, scene: Scene, gateways: Sequence[str], demo: Sequence[Ask], *, poison: float) -> None:
     record = scene.record
     strikes = plan(config.seed, config.seconds, config.topology, gap_s=config.gap_s, lease_s=config.lease_s, only=config.only)
     load = Load(config.clients, config.seed, gateways, record, demo, poison=poison)

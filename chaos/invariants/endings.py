@@ -88,7 +88,7 @@ def j3_orphans_end(e: Evidence) -> Found:
     a reader lease. What has another wish, or another reader, is none."""
     for request, connections in e.heard.items():
         final = e.finals.get(request)
-        if final is None or not final["ended"] or any(c["face"] == "native" for c in connections):
+        if final is None or any(c["face"] == "native" for c in connections):
             continue
         gone = [c for c in connections if c["how"] in ("left", "broken")]
         if not gone or len(gone) < len(connections):
@@ -100,6 +100,7 @@ def j3_orphans_end(e: Evidence) -> Found:
         struck = [*e.overlapping(last["started"], until, ON_THE_SERVER)]
         struck += e.overlapping(last["started"], until, (*ON_GATEWAYS, *ON_THE_WIRE), gateway)
         bound = _LEASE_OF_READERS_MS + sum(w.end - w.start for w in struck) if struck else _GRACE_OF_READERS_MS
-        if final["ended_at"] > last["t"] + bound + _LATE_MS:
-            late = {"gone_at": last["t"], "late_s": (final["ended_at"] - last["t"]) / 1000, "gateway": gateway}
+        ended_at = final["ended_at"] if final["ended"] else final["t"]
+        if ended_at > last["t"] + bound + _LATE_MS:
+            late = {"gone_at": last["t"], "late_s": (ended_at - last["t"]) / 1000, "gateway": gateway}
             yield Violation("J3", "an orphan worked on", {**story(final), **late})

@@ -3,6 +3,8 @@
 Never here: Redis, HTTP, clocks.
 """
 
+import signal
+
 from chaos.evidence import Evidence
 from chaos.history import Event
 from chaos.holdings import ON_THE_SERVER, ON_THE_WIRE, Holdings
@@ -15,7 +17,7 @@ _LAST_WORD_MS = 5_000
 
 
 def j2_processes_stay(e: Evidence) -> Found:
-    """No process of ours ends unless it is told to, or has one of three reasons: see `_has_a_reason`."""
+    """No process of ours ends unless it is told to, or has one of four reasons: see `_has_a_reason`."""
     started: dict[int, float] = {}
     for event in e.history.of("process"):
         if event["what"] == "start":
@@ -37,12 +39,11 @@ def _has_a_reason(e: Evidence, end: Event, start: float) -> bool:
         return True
     # Engine after engine died on it: it leaves rather than eat requests.
     holdings = Holdings(e)
-    broken = {
-        request
-        for worker, of in holdings.roles.items()
-        if of == role
-        for request in holdings.prompts_on(worker, start, t, ("crash", "hang"))
-    }
+    workers = [worker for worker, of in holdings.roles.items() if of == role]
+    # An engine inside the worker's own process takes it along; the prompt was in it when it fell.
+    if end["code"] == -signal.SIGSEGV and any(holdings.prompts_on(worker, t, t, ("crash",)) for worker in workers):
+        return True
+    broken = {request for worker in workers for request in holdings.prompts_on(worker, start, t, ("crash", "hang"))}
     return len(killed) + len(broken) >= e.engine_failures
 
 

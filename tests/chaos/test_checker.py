@@ -235,6 +235,8 @@ BAD: dict[str, list[list[Event]]] = {
         _changed("fault", name="rolling-restart", target="all"),
         _changed("fault", name="kill-gateway", target="gateway-0"),
         _changed("fault", name="script-flush", target="server"),
+        _changed("fault", name="stop-server", target="server"),
+        _changed("fault", name="kill-server", target="server"),
         # A fault of its own kind and time, on another worker; of another attempt; on its worker, and long over.
         _changed("fault", target="sim-1"),
         _changed("final", story=[[1, "w-1", T0, T0 + 10, T0 + 2_400, LAPSE]]),
@@ -281,6 +283,7 @@ BAD: dict[str, list[list[Event]]] = {
         _with(
             {**START, "pid": 8}, _fault("kill-engine", "sim-1", T0 - 8_100), {**EXIT, "pid": 8, "t": T0 - 8_000, "told": False}
         ),
+        [*_with_prompt("crash", worker="w-1", fault="sim-0"), {**EXIT, "t": T0 + 300, "code": -11, "told": False}],
         _with({**START, "pid": 8}, _fault("partition", "sim-1", T0 - 8_100), {**EXIT, "pid": 8, "t": T0 - 8_000, "told": False}),
     ],
     "j3_orphans_end": [
@@ -353,7 +356,7 @@ def test_a_fault_on_the_very_worker_the_server_or_a_prompt_beside_it_excuses_a_c
         _changed("fault", name="stop-worker"),
         _changed("fault", name="partition"),
         _changed("fault", name="stop-fleet", target="all"),
-        _changed("fault", name="kill-server", target="server"),
+        _changed("fault", name="outage", target="server"),
         _with_prompt("crash", worker="w-0", fault="sim-1"),
         _with_prompt("hang", worker="w-0", fault="sim-1", crashes=1),
     ]
@@ -368,7 +371,8 @@ def test_a_process_may_end_for_its_reasons() -> None:
     no_engine = _with(start, _fault("kill-engine", "sim-0", T0 - 8_500), end)
     engines = [_fault("kill-engine", "sim-0", T0 + 1_000 * n) for n in range(5)]
     worn_out = _with(*engines, {**EXIT, "t": T0 + 6_000, "told": False})
-    for history in (no_redis, no_engine, worn_out):
+    crashed = [*_with_prompt("crash", worker="w-0", fault="sim-1"), {**EXIT, "t": T0 + 300, "code": -11, "told": False}]
+    for history in (no_redis, no_engine, worn_out, crashed):
         assert list(BY_NAME["j2_processes_stay"](Evidence(History(history)))) == []
 
 

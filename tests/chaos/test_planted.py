@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.mutants import plant
+from chaos.invariants import INVARIANTS
+from chaos.mutants import Verdict, as_line, judgement, plant
 from chaos.planted import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,3 +32,41 @@ def test_a_bug_without_its_place_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("pass\n")
     with pytest.raises(ValueError, match="has no"):
         plant(Mutant("no such text", "a.py", "old", "new"), tmp_path)
+
+
+TABLE = "### seed 1\n\n| requests | 40: 40 completed |\n| violations | 0 |\n\n"
+
+
+def test_every_bug_names_promises_that_there_are() -> None:
+    kinds = {name.partition("_")[0].upper() for name in (f.__name__ for f in INVARIANTS)}
+    for mutant in MUTANTS:
+        assert mutant.expects and set(mutant.expects) <= kinds, mutant.name
+
+
+def test_a_run_is_judged_by_what_it_told() -> None:
+    assert judgement(0, TABLE + "history: h\n") == []
+    assert judgement(1, TABLE + "I4: a text is wrong\n    {}\nJ1: unknown\n    {}\nhistory: h\n") == [
+        "I4: a text is wrong",
+        "J1: unknown",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (1, "Traceback (most recent call last):\n  boom\n"),  # it died: no violation was told
+        (-1, TABLE + "history: h\n"),
+        (2, "usage: ..."),
+        (0, "### seed 1\n\nhistory: h\n"),  # nothing was asked
+        (0, TABLE.replace("40", "3") + "history: h\n"),
+        (0, TABLE),  # no history
+        (0, ""),
+    ],
+)
+def test_a_run_without_a_judgement_is_none(code: int, said: str) -> None:
+    assert judgement(code, said) is None
+
+
+def test_what_was_found_otherwise_is_told_and_not_counted() -> None:
+    otherwise = Verdict(MUTANTS[0], False, 2, 3.0, "not found", "I14: overtaken")
+    assert "NOT FOUND in 2 seeds, found otherwise: I14: overtaken" in as_line(otherwise)
