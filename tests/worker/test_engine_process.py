@@ -325,6 +325,18 @@ async def test_what_it_wrote_is_no_part_of_the_evidence(
     await engine.close()
 
 
+async def test_a_known_diagnosis_among_what_it_wrote_is_evidence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = "RuntimeError: CUDA error: device-side assert triggered"
+    advice = "\\nCUDA kernel errors might be reported later\\nFor debugging pass CUDA_LAUNCH_BLOCKING=1\\nCompile with DSA\\n"
+    monkeypatch.setattr(sys.modules[__name__], "LOUD", LOUD.replace("it choked on: my secret prompt", said + advice))
+    engine = loud(monkeypatch, tmp_path, "asked")
+    await engine.start()
+    with pytest.raises(EngineDead) as dead:
+        await engine.probe()
+    assert str(dead.value) == "the engine's process was ended by SIGABRT: CUDA error: device-side assert triggered"
+    await engine.close()
+
+
 async def test_what_it_wrote_when_it_could_not_start_is_a_hint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(PenstockError) as refused:
         await loud(monkeypatch, tmp_path, "starting").start()

@@ -2,7 +2,8 @@
 
 `ProcessEngine` is an Engine that passes everything on to another one in `worker.engines.host`, over a socket pair.
 When the child is gone, everything open in it ends with EngineDead and the evidence: how it ended, in words of ours. What
-it wrote may quote a prompt, and the evidence reaches every request beside that one. Never here: starting another engine.
+it wrote may quote a prompt, and the evidence reaches every request beside that one: of it only known
+diagnoses are told. Never here: starting another engine.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dispatch.errors import PenstockError
 from dispatch.messages import InferenceRequest, InputKind
@@ -43,9 +44,14 @@ from worker.engines.frames import (
     read_to_parent,
     settings_document,
 )
+from worker.engines.last_words import diagnosis
+from worker.engines.oom_kills import OomWatch
 
 _CLOSE_S = 10.0
 _LAST_LINES, _LINE_CHARACTERS = 3, 200
+_KEPT_LINES = 30
+"""A CUDA error is followed by lines of advice."""
+_LOOK_S = 2.0
 _LAST_WORDS_S = 0.5
 """How long its words are read on after its end: what it started itself may hold its side of them open for ever."""
 _log = logging.getLogger("penstock.engine")
@@ -70,7 +76,7 @@ class ProcessEngine:
         self._steps = 0
         self._load = EngineLoad()
         self._next_call = 0
-        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._own_words = ""
         self._stderr: asyncio.BaseTransport | None = None
         self._evidence = ""
@@ -211,7 +217,7 @@ class ProcessEngine:
         hearing = asyncio.create_task(self._read_frames(frames))
         reading = asyncio.create_task(self._read_lines(lines, process.pid))
         ending = asyncio.create_task(process.wait())
-        await asyncio.wait({hearing, ending}, return_when=asyncio.FIRST_COMPLETED)
+        oom_kills = await self._watch_memory(process.pid, {hearing, ending})
         if not ending.done() and not self._closing:
             # It closed its socket or talks nonsense: nothing of it can be used any more.
             await self._wait_or_kill(process)
@@ -221,8 +227,16 @@ class ProcessEngine:
         reading.cancel()
         if self._stderr is not None:
             self._stderr.close()
-        self._own_fault = status != 0 and -status not in _FROM_OUTSIDE
-        self._gone(_how_it_ended(status))
+        out_of_memory = -status == signal.SIGKILL and oom_kills.rose_since_the_look_before()
+        self._own_fault = status != 0 and (-status not in _FROM_OUTSIDE or out_of_memory)
+        self._gone("was killed by the kernel: out of memory" if out_of_memory else _how_it_ended(status))
+
+    async def _watch_memory(self, pid: int, until: set[asyncio.Task[Any]]) -> OomWatch:
+        """Look at the kernel's counters now and then, until one of these is over: only what rose around a death tells of it."""
+        watch = OomWatch(pid)
+        while not (await asyncio.wait(until, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED))[0]:
+            watch.look()
+        return watch
 
     async def _wait_or_kill(self, process: asyncio.subprocess.Process) -> None:
         try:
@@ -275,8 +289,8 @@ class ProcessEngine:
                 self._own_words = frame.evidence[:_LINE_CHARACTERS]
 
     def _gone(self, how: str) -> None:
-        own_words = f": {self._own_words}" if self._own_words and not self._closing else ""
-        self._evidence = f"the engine's process {how}{own_words}"
+        said = [self._own_words, diagnosis(self._last_lines)] if not self._closing else []
+        self._evidence = ": ".join([f"the engine's process {how}", *filter(None, said)])
         if not self._closing:
             _log.error("lost the engine's process", extra={"engine": self._name, "evidence": self._evidence})
         self._end_start(
@@ -291,7 +305,7 @@ class ProcessEngine:
 
     def _hint(self) -> str:
         """Of a start that failed: a hint reaches the worker's own stderr alone, and nothing was asked of this one yet."""
-        said = " | ".join(self._last_lines)
+        said = " | ".join(list(self._last_lines)[-_LAST_LINES:])
         killed = "If it was killed, the machine was probably out of memory."
         return f"{killed} It wrote last: {said}" if said else killed
 
