@@ -6,30 +6,34 @@ Never here: what may be repeated (the callers know), blocking commands (they hav
 """
 
 import asyncio
+import time
 from collections import deque
 from typing import Any
 
-from redis.exceptions import OutOfMemoryError
-
 from dispatch.faults import NotReplicated
+from dispatch.replicas import Replicas
 
 _LANES = 2  # one batch is on its way while the next gathers; more lanes only make smaller batches
 _BATCH = 256
 _WAIT_KEY_TTL_MS = 60_000
+_WRITE = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])"
+"""Also at the memory limit, where a plain SET is refused: without a write of its own a WAIT would wait for nothing."""
 
 
 class Batched:
     """Runs commands on `client` (redis.asyncio.Redis) in batches.
 
-    With `wait_replica_ms` and `wait_key` each batch ends with a WAIT for one replica; without it all of the batch are
-    NotReplicated. WAIT covers what its own connection wrote: the write to `wait_key` before it stands behind all others
-    of the server, so a repeated command is covered too, whichever connection its first one went.
+    With `wait_replica_ms` and `wait_key` each batch ends with a WAIT for all replicas that stood beside this master lately
+    (replicas.py); without them all of the batch are NotReplicated. WAIT covers what its own connection wrote: the write to
+    `wait_key` before it stands behind all others of the server, so a repeated command and a read are covered too, whichever
+    connection their first one went.
     """
 
     def __init__(self, client: Any, *, wait_replica_ms: int = 0, wait_key: str = "") -> None:
         self._client = client
         self._wait_replica_ms = wait_replica_ms
         self._wait_key = wait_key
+        self._replicas = Replicas()
         self._waiting: deque[tuple[tuple[Any, ...], asyncio.Future[Any]]] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
         self._running = 0
@@ -58,12 +62,15 @@ class Batched:
             pipe = self._client.pipeline(transaction=False)
             for command, _ in batch:
                 pipe.execute_command(*command)
+            asked = self._replicas.needed
             if self._wait_replica_ms:
-                pipe.execute_command("SET", self._wait_key, "1", "PX", _WAIT_KEY_TTL_MS)
-                pipe.execute_command("WAIT", 1, self._wait_replica_ms)
+                self._wait_behind(pipe, asked)
             replies = await pipe.execute(raise_on_error=False)
             if self._wait_replica_ms:
-                replies = _unless_replicated(replies)
+                *replies, written, acknowledged, info = replies
+                missing = await self._missing(asked, written, acknowledged, info)
+                if missing is not None:
+                    replies = [each if isinstance(each, Exception) else missing for each in replies]
         except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()
@@ -78,14 +85,28 @@ class Batched:
             else:
                 future.set_result(reply)
 
+    def _wait_behind(self, pipe: Any, replicas: int) -> None:
+        """A write, the wait until so many replicas have it, and who they are."""
+        pipe.execute_command("EVAL", _WRITE, 1, self._wait_key, _WAIT_KEY_TTL_MS)
+        pipe.execute_command("WAIT", replicas, self._wait_replica_ms)
+        pipe.execute_command("INFO", "replication")
 
-def _unless_replicated(replies: list[Any]) -> list[Any]:
-    *replies, written, replicas = replies
-    # At the memory limit that write is refused, and what ends requests is not: they wrote themselves, so WAIT covers them.
-    refused = written if isinstance(written, Exception) and not isinstance(written, OutOfMemoryError) else None
-    wrong = replicas if isinstance(replicas, Exception) else refused
-    if wrong is not None:
-        return [each if isinstance(each, Exception) else wrong for each in replies]
-    if replicas >= 1:
-        return replies
-    return [r if isinstance(r, Exception) else NotReplicated("no replica has it yet") for r in replies]
+    async def _missing(self, asked: int, written: Any, acknowledged: Any, info: Any) -> Exception | None:
+        """Why the batch is not replicated, or None: it is."""
+        history = None
+        while True:
+            for reply in (written, acknowledged, info):
+                if isinstance(reply, Exception):
+                    return reply
+            if history not in (None, info.get("master_replid")):
+                return NotReplicated("another master answers now")
+            needed = self._replicas.saw(info, time.monotonic())
+            if needed and acknowledged >= needed:
+                return None
+            if needed <= asked:
+                return NotReplicated(f"{acknowledged} of {needed or asked} replicas have it")
+            # There are more than this process knew of: wait for all of them.
+            asked, history = needed, info.get("master_replid")
+            pipe = self._client.pipeline(transaction=False)
+            self._wait_behind(pipe, asked)
+            written, acknowledged, info = await pipe.execute(raise_on_error=False)

@@ -18,7 +18,7 @@ from dispatch.errors import PenstockError
 
 
 class NotReplicated(RedisError):
-    """It was written, but no replica said in time that it has it. May be asked again: it then waits once more."""
+    """It is so on this server, but not all replicas said in time that they have it. May be asked again: it then waits anew."""
 
 
 STORE_FAULT: type[Exception] = RedisError
@@ -55,7 +55,7 @@ def as_penstock(error: Exception) -> PenstockError:
     if isinstance(error, NotReplicated):
         return PenstockError(
             "not_replicated",
-            "It was written, but no replica has it yet: the request may have been accepted, or may be lost in a failover.",
+            "Not all replicas have it yet: the request may have been accepted, or may be lost in a failover.",
             hint="Send it again with the same Idempotency-Key, then it is done once; without one it may be done twice.",
             retry_after_s=_RETRY_AFTER_S,
         )

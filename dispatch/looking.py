@@ -18,7 +18,7 @@ from dispatch.batching import Batched
 from dispatch.dead_letters import DeadLetter, dead_letter_from
 from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
-from dispatch.states import OnDisconnect, Priority, RequestState
+from dispatch.states import ENDINGS, OnDisconnect, Priority, RequestState
 
 POSITION_SCAN = 200
 _PAGE = 100
@@ -26,17 +26,27 @@ _log = logging.getLogger("penstock.dispatch")
 
 
 class Looking:
-    """The reading half of the queue."""
+    """The reading half of the queue.
 
-    def __init__(self, redis: Redis, shard_keys: ShardKeys) -> None:
+    `wait_replica_ms`: what is asked with `sure=True` is answered only when the replicas have what the answer says. So no master
+    that was replaced says it, and no failover takes it back. Else, or when they are late, it raises faults.NotReplicated.
+    """
+
+    def __init__(self, redis: Redis, shard_keys: ShardKeys, *, wait_replica_ms: int = 0) -> None:
         # redis-py types a reply as the union of all protocols' shapes; redis_client pins one, so the shapes here are known.
         self._redis: Any = redis
         self._batched = Batched(redis)
         self._keys = shard_keys
+        # What is promised to a client goes its own way: nothing else waits for the replicas with it.
+        self.replicated = bool(wait_replica_ms)
+        self._promised = (
+            Batched(redis, wait_replica_ms=wait_replica_ms, wait_key=shard_keys.waited) if wait_replica_ms else self._batched
+        )
 
-    async def record(self, request: str) -> m.RequestRecord | None:
+    async def record(self, request: str, *, sure: bool = False) -> m.RequestRecord | None:
         """A request's stored hash, or None."""
-        fields: Mapping[bytes, bytes] = await self._batched.execute("HGETALL", self._keys.request(request))
+        asked = self._promised if sure else self._batched
+        fields: Mapping[bytes, bytes] = await asked.execute("HGETALL", self._keys.request(request))
         return _record(request, fields, self._keys.request(request)) if fields else None
 
     async def input(self, request: str) -> m.InferenceRequest | None:
@@ -44,9 +54,17 @@ class Looking:
         stored = await self._batched.execute("GET", self._keys.input(request))
         return None if stored is None else m.decode(stored, m.InferenceRequest, self._keys.input(request))
 
-    async def tombstone(self, request: str) -> m.Tombstone | None:
+    async def stands(self, request: str, chain: str) -> bool:
+        """Whether the end with that chain is the request's end, also after a failover; surely."""
+        state, found = await self._promised.execute("HMGET", self._keys.request(request), "state", "chain")
+        if state is None:
+            return await self.tombstone(request, sure=True) is not None
+        return RequestState(state.decode()) in ENDINGS and found == chain.encode()
+
+    async def tombstone(self, request: str, *, sure: bool = False) -> m.Tombstone | None:
         """How a request ended that may no longer be kept, and whose it was; None if there is no memory of it."""
-        stored = await self._batched.execute("GET", self._keys.tombstone(request))
+        asked = self._promised if sure else self._batched
+        stored = await asked.execute("GET", self._keys.tombstone(request))
         if stored is None:
             return None
         state, _, tenant = stored.decode().partition(" ")

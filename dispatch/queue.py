@@ -11,7 +11,6 @@ from typing import Any
 from redis.asyncio import Redis
 
 from dispatch import messages as m
-from dispatch.batching import Batched
 from dispatch.dead_letters import DeadLetter
 from dispatch.keys import ShardKeys
 from dispatch.looking import Looking, entries_from
@@ -26,7 +25,7 @@ class Queue(Looking):
     """The laws on one shard. `now` fixes the clock for tests (ms); by default only Redis's own clock counts.
 
     `redis` answers bytes (dispatch.redis_client). `scripts` is for the tests that plant bugs. `wait_replica_ms`: an
-    enqueue, a cancel and a finish are answered only once a replica has them; else they raise faults.NotReplicated.
+    enqueue, a cancel and a finish are answered only once the replicas have them; else they raise faults.NotReplicated.
     """
 
     def __init__(
@@ -39,19 +38,17 @@ class Queue(Looking):
         scripts: Mapping[str, Script] | None = None,
         wait_replica_ms: int = 0,
     ) -> None:
-        super().__init__(redis, ShardKeys(shard))
-        # What was promised to a client goes its own way: nothing else waits for the replica with it.
-        self._promised = (
-            Batched(redis, wait_replica_ms=wait_replica_ms, wait_key=self._keys.waited) if wait_replica_ms else self._batched
-        )
+        super().__init__(redis, ShardKeys(shard), wait_replica_ms=wait_replica_ms)
         self.rules = rules
         self.shard = shard
         self._now = now
         self._scripts = scripts or compose_all(rules)
 
-    async def _run(self, name: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes) -> Any:
+    async def _run(
+        self, name: str, rest: tuple[str | int, ...] = (), *, sure: bool = False, **values: str | int | float | bytes
+    ) -> Any:
         now = self._now() if self._now else ""
-        batched = self._promised if name in _PROMISES else self._batched
+        batched = self._promised if sure or name in _PROMISES else self._batched
         return await self._scripts[name](batched, self._keys.timers, rest, now=now, **values)
 
     # ---- clients' side
@@ -83,13 +80,15 @@ class Queue(Looking):
         state = await self._run("cancel", salt=_salt(), id=request, message=reason)
         return RequestState(state.decode()) if state else None
 
-    async def attach(self, request: str, gateway: str, *, after_seq: int = 0, after_chain: str = "") -> m.Attached:
+    async def attach(
+        self, request: str, gateway: str, *, after_seq: int = 0, after_chain: str = "", sure: bool = False
+    ) -> m.Attached:
         """Register `gateway` as a reader and return the log after `after_seq`, in one step; the feed brings the rest.
 
         `gateway` "" only reads. `after_chain` "" trusts the seq.
         """
         status, state, live, entries = await self._run(
-            "attach", id=request, gateway=gateway, after_seq=after_seq, after_chain=after_chain
+            "attach", sure=sure, id=request, gateway=gateway, after_seq=after_seq, after_chain=after_chain
         )
         log = tuple(entries_from(request, entries))
         return m.Attached(m.AttachStatus(status.decode()), RequestState(state.decode()), live == 1, log)

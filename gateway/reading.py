@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Protocol
 
 from dispatch.errors import PenstockError
-from dispatch.faults import STORE_FAULT, is_unreachable
+from dispatch.faults import STORE_FAULT, NotReplicated, is_unreachable
 from dispatch.messages import AttachStatus, EntryKind, LogEntry
 from dispatch.queue import Queue
 
@@ -57,7 +57,8 @@ class NotYet(PenstockError):
 class Reader:
     """One client's way through one request's log.
 
-    `seq` and `chain` are of the last entry handed out or waiting in the buffer. `ended` is set once the end stands there.
+    `seq` and `chain` are of the last entry handed out or waiting in the buffer. `ended` is set once the end stands there:
+    where replicas are waited for, an end is held back until they have it, and forgotten when a failover took it back.
     """
 
     def __init__(self, feed: Source, request: str, seq: int, chain: str, *, attached: bool) -> None:
@@ -69,6 +70,7 @@ class Reader:
         self._feed = feed
         self._items: list[LogEntry | None] = []
         self._unread_bytes = 0
+        self._held: LogEntry | None = None  # an end that is not sure yet
         self._stale = not attached
         self._attaching = False
         self._reading = False
@@ -89,10 +91,16 @@ class Reader:
 
     async def _next(self, deadline: float) -> list[LogEntry | None]:
         while not self._items and self.over is None:
+            if self._held is not None:
+                if not await self._make_sure(self._held, deadline):
+                    return []
+                continue
             if self._stale and not self.ended and not await self._reattach(deadline):
                 return []
             if self._items or self.over is not None or self.ended:
                 break
+            if self._held is not None:
+                continue
             self._wake.clear()
             left = deadline - time.monotonic()
             try:
@@ -148,12 +156,35 @@ class Reader:
         self._stale = True
         self._wake.set()
 
-    def _take(self, entry: LogEntry) -> None:
+    def _take(self, entry: LogEntry, *, sure: bool = False) -> None:
+        if entry.kind is EntryKind.END and self._feed.queue.replicated and not sure:
+            self._held = entry
+            return
         self.seq, self.chain = entry.seq, entry.chain
         self.ended = entry.kind is EntryKind.END
         self._items.append(entry)
         if self.ended:
             self._feed.on_end(self.request)
+
+    async def _make_sure(self, end: LogEntry, deadline: float) -> bool:
+        """Let the end through, or drop it if it is no longer true. False: the deadline came first."""
+        while self.over is None:
+            try:
+                stands = await asyncio.shield(self._feed.queue.stands(self.request, end.chain))
+            except STORE_FAULT as error:
+                if not (is_unreachable(error) or isinstance(error, NotReplicated)):
+                    raise
+            else:
+                self._held = None
+                if stands:
+                    self._take(end, sure=True)
+                else:
+                    self._stale = True  # its failover lost it: the request goes on
+                return True
+            if time.monotonic() + _RETRY_S > deadline:
+                return False
+            await asyncio.sleep(_RETRY_S)
+        return True
 
     async def _reattach(self, deadline: float) -> bool:
         while self.over is None:
@@ -164,7 +195,7 @@ class Reader:
             except NotYet:
                 pass
             except STORE_FAULT as error:
-                if not is_unreachable(error):
+                if not (is_unreachable(error) or isinstance(error, NotReplicated)):
                     raise
             if time.monotonic() + _RETRY_S > deadline:
                 return False
@@ -179,6 +210,11 @@ class Reader:
                 found = await self._feed.queue.attach(
                     self.request, self._feed.gateway, after_seq=self.seq, after_chain=self.chain
                 )
+                if found.status in (AttachStatus.MISSING, AttachStatus.GONE) and self._feed.queue.replicated:
+                    # A master that was replaced may not know it.
+                    found = await self._feed.queue.attach(
+                        self.request, self._feed.gateway, after_seq=self.seq, after_chain=self.chain, sure=True
+                    )
             except BaseException:
                 self._stale = True
                 raise
@@ -193,7 +229,7 @@ class Reader:
             raise expired(self.request)
         if found.status is AttachStatus.REWIND:
             self._items.append(None)
-            self.seq, self.chain, self.ended = 0, "", False
+            self.seq, self.chain, self.ended, self._held = 0, "", False, None
         for entry in found.entries:
             if entry.seq == self.seq + 1:
                 self._take(entry)
@@ -201,9 +237,9 @@ class Reader:
         early, self._early = self._early, []
         for entry in early:
             self.offer(entry)
-        if not found.live and not self._stale:
+        if not found.live and not self._stale and self._held is None:
             self.ended = True  # also where the client has the end already
-        if self._items:
+        if self._items or self._held is not None:
             self._wake.set()
 
 
@@ -222,4 +258,14 @@ def expired(request: str) -> PenstockError:
         "stream_expired",
         f"Request {request} has ended, and its output is no longer kept.",
         hint="Send it anew; the operator sets how long outputs are kept (PENSTOCK_QUEUE__RETENTION_S).",
+    )
+
+
+def unconfirmed(request: str) -> PenstockError:
+    """The error for an end or an absence that only this Redis knows of: a failover might take it back."""
+    return PenstockError(
+        "not_replicated",
+        f"Not all replicas say the same of {request[:60]!r} yet as the Redis that answered.",
+        hint="Ask again in a few seconds.",
+        retry_after_s=2,
     )

@@ -14,7 +14,7 @@ import msgspec
 from starlette.types import Receive
 
 from dispatch.errors import PenstockError
-from dispatch.faults import STORE_FAULT, is_unreachable
+from dispatch.faults import STORE_FAULT, NotReplicated, is_unreachable
 from dispatch.keys import shard_of
 from dispatch.messages import (
     Enqueued,
@@ -24,12 +24,14 @@ from dispatch.messages import (
     LogEntry,
     NewRequest,
     RequestRecord,
+    Tombstone,
     decode,
     encode,
 )
+from dispatch.queue import Queue
 from dispatch.states import ENDINGS
 from gateway.context import Gateway
-from gateway.reading import NotYet, Reader, expired, not_found
+from gateway.reading import NotYet, Reader, expired, not_found, unconfirmed
 from gateway.sse import watched
 
 _TRIES = 3
@@ -205,12 +207,17 @@ async def read_to_end(receive: Receive, reader: Reader, timeout_s: float) -> lis
 
 
 async def owned_record(gateway: Gateway, request: str, tenant: str) -> RequestRecord:
-    """A request's record. Another tenant's is as unknown as one that never was."""
+    """A request's record. Another tenant's is as unknown as one that never was.
+
+    Where replicas are waited for, an end or an absence is told only when they say the same: else a failover might take it back.
+    """
     if shard_of(request) is None:
         raise not_found(request)
-    record = await gateway.queue.record(request)
+    try:
+        record, stone = await _found(gateway.queue, request)
+    except NotReplicated as error:
+        raise unconfirmed(request) from error
     if record is None:
-        stone = await gateway.queue.tombstone(request)
         if stone is not None and stone.tenant == tenant:
             raise expired(request)
         if await gateway.promises.unsettled():
@@ -219,3 +226,10 @@ async def owned_record(gateway: Gateway, request: str, tenant: str) -> RequestRe
     if record.tenant != tenant:
         raise not_found(request)
     return record
+
+
+async def _found(queue: Queue, request: str) -> tuple[RequestRecord | None, Tombstone | None]:
+    record = await queue.record(request)
+    if queue.replicated and (record is None or record.state in ENDINGS):
+        record = await queue.record(request, sure=True)
+    return record, None if record is not None else await queue.tombstone(request, sure=True)

@@ -1,4 +1,4 @@
-"""A real Sentinel group for tests: a master, a replica of it, and three Sentinels, each a process in a folder of its own."""
+"""A real Sentinel group for tests: a master, replicas of it, and three Sentinels, each a process in a folder of its own."""
 
 import contextlib
 import signal
@@ -36,18 +36,19 @@ class Group:
         return int(found[1])  # type: ignore[index]
 
     def until_in_step(self) -> None:
-        """Until the master has a replica that follows it, as all Sentinels see it."""
-        until(lambda: self._in_step(), "the replica to be in step")
+        """Until all others follow the master, as all Sentinels see it."""
+        until(lambda: self._in_step(), "the replicas to be in step")
 
     def _in_step(self) -> bool:
         with redis.Redis(port=self.master(), decode_responses=True) as client:
             info = client.info("replication")
-        if info.get("slave0", {}).get("state") != "online":
+        others = len(self.servers) - 1
+        if sum(info.get(f"slave{n}", {}).get("state") == "online" for n in range(others)) < others:
             return False
         for port in self.sentinels:
             with redis.Redis(port=port, decode_responses=True) as client:
                 state = client.sentinel_master(SERVICE)
-                if state["num-other-sentinels"] < len(self.sentinels) - 1 or state["num-slaves"] < 1:
+                if state["num-other-sentinels"] < len(self.sentinels) - 1 or state["num-slaves"] < others:
                     return False
         return True
 
@@ -63,11 +64,12 @@ def until(condition: object, what: str, patience_s: float = 20) -> None:
 
 
 @contextlib.contextmanager
-def sentinel_group(name: str = "") -> Iterator[Group]:
+def sentinel_group(name: str = "", *, replicas: int = 1) -> Iterator[Group]:
     """The group, in step."""
     binary = binaries()[name or ("valkey" if "valkey" in binaries() else "redis")]
     with tempfile.TemporaryDirectory(prefix="penstock-test-") as folder:
-        master, replica, *watchers = (free_port() for _ in range(5))
+        ports = [free_port() for _ in range(1 + replicas + 3)]
+        master, followers, watchers = ports[0], ports[1 : 1 + replicas], ports[1 + replicas :]
         processes: list[subprocess.Popen[bytes]] = []
 
         def start(port: int, lines: str, *flags: str) -> subprocess.Popen[bytes]:
@@ -85,7 +87,8 @@ def sentinel_group(name: str = "") -> Iterator[Group]:
             f"sentinel failover-timeout {SERVICE} 6000\n"
         )
         try:
-            servers = {master: start(master, data), replica: start(replica, data + f"replicaof 127.0.0.1 {master}\n")}
+            servers = {master: start(master, data)}
+            servers |= {port: start(port, data + f"replicaof 127.0.0.1 {master}\n") for port in followers}
             with redis.Redis(port=master) as client:
                 until(client.ping, "the master")
             sentinels = {port: start(port, watch, "--sentinel") for port in watchers}

@@ -3,15 +3,22 @@
 import asyncio
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import httpx2 as httpx
 import pytest
+from redis import Redis
 
 from dispatch.configuration import mask_url, secrets_of
 from dispatch.durability import check_durability
 from dispatch.errors import PenstockError
+from dispatch.faults import STORE_FAULT
+from dispatch.messages import InputKind, NewRequest
+from dispatch.queue import Queue
 from dispatch.redis_client import connect
+from dispatch.replicas import WINDOW_S
+from dispatch.rules import QueueRules
 from dispatch.sentinel import parse_sentinel_url
 from dispatch.settings import Durability, RedisSettings, Settings
 from tests.sentinels import Group, sentinel_group
@@ -112,6 +119,100 @@ async def test_streams_and_submits_outlive_the_master(how: str) -> None:
             for accepted in submits.accepted:
                 reply = await client.get(f"{gateway.url}/v1/requests/{accepted}?wait=10")
                 assert reply.status_code == 200 and reply.json()["status"] == "completed", reply.text
+
+
+@dataclass
+class Promised:
+    """Somebody who submits and cancels all the time, and notes what was promised."""
+
+    queue: Queue
+    alive: set[str] = field(default_factory=set)
+    cancelled: set[str] = field(default_factory=set)
+    longest_gap_s: float = 0.0
+
+    async def run(self, first: int) -> None:
+        last = time.monotonic()
+        for n in range(first, first + 1_000_000):
+            request = f"s0.{n:032x}"
+            await self._until_promised(lambda r=request: self.queue.enqueue(new(r)))  # type: ignore[misc]
+            self.alive.add(request)
+            if n % 2:
+                self.alive.discard(request)
+                await self._until_promised(lambda r=request: self.queue.cancel(r))  # type: ignore[misc]
+                self.cancelled.add(request)
+            now = time.monotonic()
+            self.longest_gap_s, last = max(self.longest_gap_s, now - last), now
+            await asyncio.sleep(0.002)  # the servers of the group need the processor, too
+
+    async def _until_promised(self, ask: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            try:
+                await ask()
+                return
+            except STORE_FAULT:
+                await asyncio.sleep(0.02)
+
+
+def new(request: str) -> NewRequest:
+    return NewRequest(request, "demo", b"{}", InputKind.CHAT, 10, 3_600_000)
+
+
+async def until(condition: Callable[[], bool], what: str, patience_s: float = 20) -> None:
+    deadline = time.monotonic() + patience_s
+    while not await asyncio.to_thread(condition):
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        await asyncio.sleep(0.05)
+
+
+async def test_no_promise_is_undone_by_a_failover_that_was_asked_for() -> None:
+    """The old master serves on for a while, with a replica that acknowledges what it writes."""
+    with sentinel_group(replicas=2) as group:
+        redis = connect(group.url)
+        promised = Promised(Queue(redis, QueueRules(max_backlog=1_000_000), wait_replica_ms=500))
+        submitting = [asyncio.create_task(promised.run(1 + k * 1_000_000)) for k in range(8)]
+        try:
+            for again in (True, False):
+                before, count = group.master(), len(promised.cancelled)
+                await until(lambda c=count: len(promised.cancelled) > c + 100, "promises are made")  # type: ignore[misc]
+                group.ask("FAILOVER", "penstock")
+                await until(lambda b=before: group.master() != b, "the master is another one")  # type: ignore[misc]
+                count = len(promised.cancelled)
+                await until(lambda c=count: len(promised.cancelled) > c + 100, "promises are made again")  # type: ignore[misc]
+                if again:
+                    await asyncio.to_thread(group.until_in_step)
+            for task in submitting:
+                assert not task.done(), task
+                task.cancel()
+            await asyncio.gather(*submitting, return_exceptions=True)
+            print(f"longest gap {promised.longest_gap_s:.2f} s, promised {len(promised.alive) + len(promised.cancelled)}")
+            with Redis(port=group.master(), decode_responses=True) as now:
+                lost = [r for r in promised.alive if now.hget(f"{{s0}}:request:{r}", "state") is None]
+                undone = [r for r in promised.cancelled if now.hget(f"{{s0}}:request:{r}", "state") != "cancelled"]
+            assert not lost and not undone, f"{len(lost)} lost, {len(undone)} undone"
+        finally:
+            for task in submitting:
+                task.cancel()
+            await redis.aclose()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "silent"])
+async def test_a_replica_that_goes_holds_promises_up_for_a_while_only(how: signal.Signals) -> None:
+    with sentinel_group(replicas=2) as group:
+        redis = connect(group.url)
+        promised = Promised(Queue(redis, QueueRules(max_backlog=1_000_000), wait_replica_ms=500))
+        submitting = asyncio.create_task(promised.run(1))
+        try:
+            await until(lambda: len(promised.cancelled) > 20, "promises are made")
+            master = group.master()
+            next(process for port, process in group.servers.items() if port != master).send_signal(how)
+            count = len(promised.alive)
+            await until(lambda: len(promised.alive) > count + 20, "promises are made again", 15)
+            print(f"longest gap {promised.longest_gap_s:.2f} s")
+            assert WINDOW_S / 2 < promised.longest_gap_s < WINDOW_S + (2.5 if how is signal.SIGKILL else 5)
+        finally:
+            submitting.cancel()
+            await asyncio.gather(submitting, return_exceptions=True)
+            await redis.aclose()
 
 
 async def test_a_group_can_be_replicated() -> None:
