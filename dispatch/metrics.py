@@ -7,7 +7,7 @@ Never here: Redis, HTTP. Labels are bounded: never a request id, never a tenant.
 
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -29,6 +29,9 @@ REJECT_REASONS = {
     "unauthorized": "unauthorized",
 }
 """Error code -> `reason` of penstock_requests_rejected_total; other refusals are plain bad requests."""
+
+MOST_DEAD_LETTERS = 1_000
+_DEAD_LETTERS_HELP = f"Dead letters kept, of the newest {MOST_DEAD_LETTERS} of all queues"
 
 # counter in {s}:stats:<model> -> (family, the value of its label)
 _TOTALS: Mapping[str, tuple[str, str | None]] = {
@@ -86,6 +89,7 @@ class ClusterView:
     queues: Sequence[QueueStats]
     workers: Sequence[Heartbeat]
     now_ms: int
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
 
     def collect(self) -> Iterable[Metric]:
         """The families, as a prometheus collector yields them."""
@@ -121,7 +125,10 @@ class ClusterView:
             for total, (name, label) in _TOTALS.items():
                 if total in queue.totals:
                     counters[name].add_metric([queue.model, *([label] if label else [])], queue.totals[total])
-        yield from (depth, oldest, running, parked, *counters.values())
+        dead = GaugeMetricFamily("penstock_dead_letter_depth", _DEAD_LETTERS_HELP, labels=["queue"])
+        for name in {queue.model for queue in self.queues} | self.dead_letters.keys():
+            dead.add_metric([name], self.dead_letters.get(name, 0))
+        yield from (dead, depth, oldest, running, parked, *counters.values())
 
     def _worker_families(self) -> Iterable[Metric]:
         states = Tally(worker.state for worker in self.workers)

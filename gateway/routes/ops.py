@@ -5,12 +5,13 @@ Never here: anything about a single request.
 
 import asyncio
 import time
+from collections import Counter
 
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from dispatch.faults import STORE_FAULT
-from dispatch.metrics import ClusterView, exposition
+from dispatch.metrics import MOST_DEAD_LETTERS, ClusterView, exposition
 from gateway.context import Gateway, gateway_of
 from gateway.shapes import as_json
 
@@ -83,6 +84,16 @@ async def _redis_answer_s(gateway: Gateway) -> float | None:
     return time.perf_counter() - started
 
 
+async def _dead_letters(gateway: Gateway) -> dict[str, int]:
+    """How many are kept, by queue; of the newest ones, so that a scrape stays cheap."""
+    counts: Counter[str] = Counter()
+    async for letter in gateway.queue.dead_letters():
+        counts[letter.model] += 1
+        if counts.total() == MOST_DEAD_LETTERS:
+            break
+    return counts
+
+
 async def _view(gateway: Gateway) -> ClusterView:
     answer_s = await _redis_answer_s(gateway)
     if answer_s is not None:
@@ -90,7 +101,8 @@ async def _view(gateway: Gateway) -> ClusterView:
             async with asyncio.timeout(_ANSWER_WITHIN_S):
                 cards = await gateway.fleet.cards()
                 queues = [await gateway.queue.stats(card.name) for card in cards]
-                return ClusterView(True, answer_s, queues, await gateway.fleet.workers(), await gateway.now_ms())
+                workers, letters = await gateway.fleet.workers(), await _dead_letters(gateway)
+                return ClusterView(True, answer_s, queues, workers, await gateway.now_ms(), letters)
         except (TimeoutError, STORE_FAULT):
             pass
     return ClusterView(False, 0.0, (), (), 0)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from dispatch.errors import PenstockError
+from dispatch.faults import STORE_FAULT, is_unreachable
 from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, RequestRecord, new_id
 from dispatch.states import OnDisconnect, RequestState, shown
 from gateway.admission import admit, terms_from
@@ -57,8 +58,9 @@ async def post(http_request: Request, tenant: Tenant) -> Response:
         entries = await read_to_end(http_request.receive, reader, wait_s)
         then_continue = terms.on_disconnect_is_default and reader.over is not Over.LEFT
         headers = {"preference-applied": f"wait={wait_s}", **_replayed(done)}
-        if entries and entries[-1].kind is EntryKind.END:
-            return await _result(gateway, await owned_record(gateway, done.id, tenant), entries, headers)
+        record = await _record_of_an_end(gateway, done.id, tenant) if _has_ended(entries) else None
+        if record is not None:
+            return await _result(gateway, record, entries, headers)
         return accepted(admitted.new, done, headers)
     finally:
         count_over(gateway, reader, reader.over)
@@ -182,6 +184,23 @@ async def retry(http_request: Request, request_id: str, tenant: Tenant) -> Respo
     kept = await kept_input(gateway, request_id)
     new = renewed(record, kept, tenant, new_id(gateway.queue.shard))
     return accepted(new, await submit(gateway, new))
+
+
+def _has_ended(entries: list[LogEntry]) -> bool:
+    return bool(entries) and entries[-1].kind is EntryKind.END
+
+
+async def _record_of_an_end(gateway: Gateway, request_id: str, tenant: str) -> RequestRecord | None:
+    """None: Redis has gone since. The request was accepted, so its client is told where to look, not that it failed."""
+    try:
+        return await owned_record(gateway, request_id, tenant)
+    except STORE_FAULT as error:
+        if not is_unreachable(error):
+            raise
+    except PenstockError as error:
+        if error.code != "redis_unavailable":
+            raise
+    return None
 
 
 async def _awaited(gateway: Gateway, http_request: Request, request_id: str, tenant: str) -> RequestRecord:

@@ -67,6 +67,20 @@ async def test_listed_newest_first_in_pages(gateway: Running, killer: FakeWorker
         assert (await gateway.client.get(f"/v1/dead?{bad}")).status_code == 400
 
 
+async def test_metrics_tell_how_many_are_kept(gateway: Running, killer: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def depth() -> str:
+        lines = (await gateway.client.get("/metrics")).text.splitlines()
+        return next(line for line in lines if line.startswith("penstock_dead_letter_depth{"))
+
+    assert await depth() == f'penstock_dead_letter_depth{{queue="{MODEL}"}} 0.0'
+    died = [await die(gateway) for _ in range(3)]
+    assert await depth() == f'penstock_dead_letter_depth{{queue="{MODEL}"}} 3.0'
+    assert (await gateway.client.delete(f"/v1/dead/{died[0]}")).status_code < 300
+    assert await depth() == f'penstock_dead_letter_depth{{queue="{MODEL}"}} 2.0'
+    monkeypatch.setattr("gateway.routes.ops.MOST_DEAD_LETTERS", 1)
+    assert await depth() == f'penstock_dead_letter_depth{{queue="{MODEL}"}} 1.0'
+
+
 async def test_the_prompt_is_shown_only_when_asked_for(gateway: Running, killer: FakeWorker) -> None:
     request = await die(gateway)
     listed = await gateway.client.get("/v1/dead")

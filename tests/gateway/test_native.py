@@ -4,6 +4,8 @@ import asyncio
 import json
 
 import httpx2
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from dispatch.queue import Queue
 from tests.gateway.helpers import MODEL, FakeWorker, Running, events_of, until
@@ -43,6 +45,25 @@ async def test_prefer_wait_answers_with_the_result(gateway: Running, worker: Fak
     assert answer.status_code == 200
     assert answer.headers["preference-applied"] == "wait=10"
     assert answer.json()["text"] == "w0 w1 w2 "
+
+
+async def test_a_wait_whose_result_cannot_be_read_any_more_answers_202_and_where_to_look(
+    gateway: Running, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    async def away(*_: object, **__: object) -> None:
+        nonlocal looks
+        looks += 1
+        raise RedisConnectionError("Connection refused")
+
+    monkeypatch.setattr(gateway.gateway.queue, "record", away)
+    answer = await gateway.client.post("/v1/requests", json=CHAT, headers={"Prefer": "wait=10"})
+    monkeypatch.undo()
+    assert looks and answer.status_code == 202, answer.text
+    request = answer.json()["id"]
+    assert answer.headers["location"] == f"/v1/requests/{request}"
+    assert (await ended(gateway, request))["status"] == "completed"
 
 
 async def test_a_wait_that_is_over_first_answers_202_and_the_request_goes_on(
