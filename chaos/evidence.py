@@ -13,7 +13,8 @@ from typing import Any
 
 from chaos.history import Event, History
 
-MOVED_ASIDE = ("failover", "stop-master", "kill-master")
+MOVED_ASIDE = ("failover", "stop-master")
+"""Changes of masters in which the old one lives on and takes writes. A killed one takes none: what it said was copied."""
 _FAILOVER_MS = 6_000
 _TAG = re.compile(r"\[\[(\w+)\]\]")
 ENDED = frozenset({"completed", "failed", "cancelled", "expired"})

@@ -22,6 +22,8 @@ _LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", "*_cache", ".*_cache", "__pycache__", "bench", "docs", ".hypothesis", "build", "dist"
 )
 _RUN_S = 150.0
+UNREADABLE = "I11: Redis could not be read in the end"
+"""Says that something is badly wrong, and nothing of what."""
 _LEAST_REQUESTS = 20
 """A run with fewer has shown nothing."""
 
@@ -64,11 +66,16 @@ async def hunt(mutant: Mutant, tree: Path, seeds: range, seconds: float) -> Verd
             if judged is None:
                 died = "a run ended without a judgement: " + (said.strip().splitlines() or ["nothing was said"])[-1][:200]
                 continue
-            hit = next((v for v in judged if v.partition(":")[0] in mutant.expects), "")
-            if hit:
-                return Verdict(mutant, True, n, time.monotonic() - started, hit)
+            found = hit(mutant, judged)
+            if found:
+                return Verdict(mutant, True, n, time.monotonic() - started, found)
             otherwise = otherwise or "; ".join(judged)
         return Verdict(mutant, False, len(seeds), time.monotonic() - started, "not found", otherwise, died)
+
+
+def hit(mutant: Mutant, judged: list[str]) -> str:
+    """The first violation of a promise that this bug breaks, or ""."""
+    return next((v for v in judged if v.partition(":")[0] in mutant.expects and v != UNREADABLE), "")
 
 
 def judgement(code: int, said: str) -> list[str] | None:

@@ -105,7 +105,7 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_SCRIPTS}lib/line.lua",
         "redis.call('XDEL', k_line(model, priority, part), entry)",
         "local _ = part",
-        expects={"I11"},
+        expects={"I7", "I11"},
     ),
     Mutant("a grant forgets its cost", _MEET, "w.used = w.used + r.cost", "w.used = w.used", expects={"I7"}),
     Mutant("held for ever", _LEAVE, "redis.call('HDEL', k_held(r.worker), r.id)", "local _ = r", expects={"I7", "I11"}),

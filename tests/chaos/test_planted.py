@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chaos.invariants import INVARIANTS
-from chaos.mutants import Verdict, as_line, judgement, plant
+from chaos.mutants import UNREADABLE, Verdict, as_line, hit, judgement, plant
 from chaos.planted import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +65,13 @@ def test_a_run_is_judged_by_what_it_told() -> None:
 )
 def test_a_run_without_a_judgement_is_none(code: int, said: str) -> None:
     assert judgement(code, said) is None
+
+
+def test_only_a_promise_that_the_bug_breaks_is_a_hit() -> None:
+    bug = Mutant("a bug", "a.py", "", "", expects={"I4", "I11"})
+    assert hit(bug, ["I1: stuck", "I4: a text is wrong"]) == "I4: a text is wrong"
+    assert hit(bug, ["I1: stuck", "I14: overtaken", UNREADABLE]) == ""
+    assert hit(bug, ["I11: timers are left"]) == "I11: timers are left"
 
 
 def test_what_was_found_otherwise_is_told_and_not_counted() -> None:
