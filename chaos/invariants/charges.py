@@ -26,7 +26,7 @@ def i9_charges_have_a_cause(e: Evidence) -> Found:
     holdings = Holdings(e)
     for final in e.finals.values():
         for h in holdings.charges(final):
-            own = e.tag_of(final["id"]) != ""
+            own = e.is_poison(final["id"])
             beside = holdings.prompts_on(h.worker, h.begun_at, h.left_at, _BREAKING)
             if not (own or beside or any(holdings.excuses(h))):
                 yield Violation("I9", "a request was charged, and nothing died", _evidence(e, holdings, final, h))

@@ -244,6 +244,11 @@ BAD: dict[str, list[list[Event]]] = {
         _changed("final", story=[[1, "w-0", T0, T0 + 10, T0 + 9_000, LAPSE]], ended_at=T0 + 12_000),
         _with_prompt("crash", worker="w-1", fault="sim-1"),
         _with_prompt("slow", worker="w-0", fault="sim-1"),
+        # Its own prompt slows or garbles its engine: no cause for a charge.
+        [
+            {**e, "ask": ASK.replace("Tell", "[[garbage]] Tell")} if e["ev"] == "submit" else e
+            for e in _changed("fault", target="sim-1")
+        ],
     ],
     "i9_crashes_have_a_cause": [
         _changed("final", crashes=1),
