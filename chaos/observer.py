@@ -150,10 +150,11 @@ class Observer:
             may_meet = (
                 score is not None
                 and not offer.get(b"alone")
-                and len(held) < slots
+                and len(held) + bool(offer.get(b"pin")) < slots
                 and seen_ms < self._scene.rules.worker_seen_ms - 500
             )
-            missed = bool(may_meet and waiting and min(waiting) <= limit - used and not paused)
+            kept = int(offer.get(b"pin_cost") or 0)
+            missed = bool(may_meet and waiting and min(waiting) <= limit - used - kept and not paused)
             self._scene.record(
                 "sample",
                 worker=beat.id,

@@ -10,9 +10,13 @@ key                                type    holds                                
 {s}:sizes:<model>:<priority>[..]   zset    entry id -> cost of that line                none (a line)  with its line / meet
 {s}:parked:<model>                 zset    worker -> score, lowest is next              lease-bound    park, meet / meet
 {s}:rooms:<model>                  zset    parked worker -> its room                     lease-bound    with parked / meet
+{s}:pins:<model>                   set     workers that keep room for a waiting request 1 h            meet / meet
+{s}:turn:<model>                   hash    round robins: whose turn it is               1 day          meet / meet
+{s}:session:<model>:<hash>         string  the worker that last ran the session         10 min         meet / meet
 {s}:leases:<model>                 set     ids of requests under a lease                none (a model) meet, endings / stats
 {s}:worker:<id>                    hash    limit, slots, weight, used, held, seen, ...  1 h            park, meet / meet
 {s}:held:<worker>                  hash    request id -> cost of what it holds          1 h            meet, endings / renew, park
+{s}:prefill:<worker>               hash    request id -> prompt tokens without output   1 h            meet, append / park
 {s}:inbox:<worker>                 stream  grants and stops on their way to it          1 h            meet, endings / worker
 {s}:timers                         zset    every unfinished request -> next look, ms    none           all / sweep
 {s}:request:<id>                   hash    state and story, see RequestRecord           deadline+, then retention
@@ -105,6 +109,18 @@ class ShardKeys:
 
     def held(self, worker: str) -> str:
         return f"{self._tag}held:{worker}"
+
+    def prefill(self, worker: str) -> str:
+        return f"{self._tag}prefill:{worker}"
+
+    def pins(self, model: str) -> str:
+        return f"{self._tag}pins:{model}"
+
+    def turn(self, model: str) -> str:
+        return f"{self._tag}turn:{model}"
+
+    def session(self, model: str, session: str) -> str:
+        return f"{self._tag}session:{model}:{session}"
 
     def inbox(self, worker: str) -> str:
         return f"{self._tag}inbox:{worker}"

@@ -72,6 +72,9 @@ class Queue(Looking):
             idempotency=new.idempotency,
             body_hash=new.body_hash,
             retry_of=new.retry_of,
+            prompt=new.prompt_tokens,
+            strategy=new.strategy,
+            session=new.session,
         )
         return m.Enqueued(m.EnqueueStatus(status.decode()), request.decode(), RequestState(state.decode()), position, backlog)
 
@@ -134,6 +137,10 @@ class Queue(Looking):
             slots=offer.slots,
             weight=offer.weight,
             accepting=int(offer.accepting),
+            prefill_weight=offer.prefill_weight,
+            memory=offer.memory,
+            utilisation=offer.utilisation,
+            waiting=offer.waiting,
         )
         return m.Parked(barred == 1, room, held, granted)
 

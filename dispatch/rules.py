@@ -34,6 +34,10 @@ class QueueRules:
     """A request that was suspect in this many crashes is dead."""
     ageing_ms: int = 30_000
     """This much longer waiting outweighs one priority."""
+    pin_ms: int = 5_000
+    """After this long without room anywhere, room is kept for a request at one worker."""
+    meetings_bytes: int = 512
+    """How much is kept of what came of a request where the two lines met."""
     story_bytes: int = 4_096
     """How much is kept of what became of a request's earlier attempts."""
     feed_cap: int = 50_000

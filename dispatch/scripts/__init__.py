@@ -1,7 +1,7 @@
 """The scripts: one .lua file a transition, put together from `lib/`, and called by name. Only `dispatch/queue.py` calls them.
 
 A script states its contract above itself: `-- use:` names the library files it stands on, `-- args:` its arguments.
-Named Lua locals are made from both, so no body says ARGV[7]; the rules' numbers are locals in capitals.
+Named Lua locals are made from both, so no body says ARGV[7]; the numbers of rules and scores are locals in capitals.
 Never here: what a transition means to gateway or worker.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from redis.exceptions import NoScriptError
 
+from dispatch import scores
 from dispatch.batching import Batched
 from dispatch.rules import QueueRules
 
@@ -26,6 +27,7 @@ NAMES = (
     "finish",
     "renew",
     "release",
+    "reprice",
     "retry",
     "abandon",
     "cancel",
@@ -35,6 +37,8 @@ NAMES = (
     "keep_reading",
     "pause",
 )
+
+_SCORES = ("CANDIDATES", "DECODE_TOKENS", "HARM", "PREFILL_SEED", "BOUND")
 
 
 class Script:
@@ -93,7 +97,8 @@ def compose(name: str, rules: QueueRules, *, edit: Mapping[str, tuple[str, str]]
     takes_rest = args[-1] == "..."
     args = args[:-1] if takes_rest else args
     parts = [shebang]
-    parts += [f"local {field.upper()} = {value}" for field, value in dataclasses.asdict(rules).items()]
+    numbers = {**dataclasses.asdict(rules), **{name: getattr(scores, name) for name in _SCORES}}
+    parts += [f"local {field.upper()} = {value!r}" for field, value in numbers.items()]
     parts += [f"local {arg} = ARGV[{n}]" for n, arg in enumerate(args, 1)]
     if takes_rest:
         parts.append(f"local rest = {{}} for i = {len(args) + 1}, #ARGV do rest[#rest + 1] = ARGV[i] end")

@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
 -- append: the next chunk of an answer. seq = last + 1, or it is a dup or a gap.
 -- The hot path: it reads only the fields it needs.
--- use: ground log
+-- use: ground log pull
 -- args: now id attempt nonce seq data
 -- returns status: ok | dup | gap | fenced
-local f = redis.call('HMGET', k_request(id), 'state', 'attempt', 'nonce', 'seq', 'chain', 'readers', 'first_output_at', 'deadline')
+local f = redis.call('HMGET', k_request(id), 'state', 'attempt', 'nonce', 'seq', 'chain', 'readers', 'first_output_at', 'deadline',
+  'prefilling', 'worker')
 if f[1] ~= 'running' or f[2] ~= attempt or f[3] ~= nonce then return 'fenced' end
 local last = tonumber(f[4])
 seq = tonumber(seq)
@@ -20,5 +21,15 @@ if f[7] then
   redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain)
 else
   redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', now)
+end
+if (tonumber(f[9]) or 0) > 0 then
+  -- Its first output: the prompt is done, and the worker stands before those that still have to prefill theirs.
+  redis.call('HSET', k_request(id), 'prefilling', 0)
+  local w = read_worker(f[10])
+  if w then
+    prefilled(w, id)
+    store_load(w)
+    redis.call('ZADD', k_parked(w.model), 'XX', standing(w), w.id)
+  end
 end
 return 'ok'

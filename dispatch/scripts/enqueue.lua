@@ -1,7 +1,7 @@
 #!lua
 -- enqueue: a request comes in. It is stored and meets a parked pull, or waits in line.
--- use: ground line log meet
--- args: now salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of
+-- use: ground line log pull choose pin meet
+-- args: now salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of prompt strategy session
 -- returns {status, id, state, position, backlog}: ok | replay | mismatch | full
 local known = redis.call('HGET', k_request(id), 'state') or tombstone(id)
 if known then return {'ok', id, known, 0, backlog(model)} end
@@ -17,23 +17,23 @@ if idempotency ~= '' then
   end
 end
 
-cost = tonumber(cost)
-local w = find_worker(model, cost)
+local span = tonumber(deadline_ms)
+local chain = string.sub(redis.sha1hex(id), 1, 16)
+local r = {
+  id = id, model = model, priority = priority, cost = tonumber(cost), state = 'queued', attempt = 0, deadline = now + span,
+  on_disconnect = on_disconnect, reader_look = on_disconnect == 'cancel' and now + READER_LEASE_MS or 0,
+  prompt = tonumber(prompt), strategy = strategy, session = session,
+}
+local w = find_worker(r)
 if not w then
   local waiting = backlog(model)
   if waiting >= MAX_BACKLOG then return {'full', id, 'queued', waiting, waiting} end
 end
 
-local span = tonumber(deadline_ms)
-local chain = string.sub(redis.sha1hex(id), 1, 16)
-local r = {
-  id = id, model = model, priority = priority, cost = cost, state = 'queued', attempt = 0, deadline = now + span,
-  on_disconnect = on_disconnect, reader_look = on_disconnect == 'cancel' and now + READER_LEASE_MS or 0,
-}
 redis.call('HSET', k_request(id), 'v', 1, 'model', model, 'kind', kind, 'priority', priority, 'tenant', tenant, 'cost', cost,
   'state', 'queued', 'attempt', 0, 'charged', 0, 'crashes', 0, 'deadline', r.deadline, 'seq', 0, 'chain', chain,
   'max_attempts', max_attempts, 'on_disconnect', on_disconnect, 'reader_look', r.reader_look, 'readers', reader,
-  'retry_of', retry_of, 'created', now)
+  'retry_of', retry_of, 'created', now, 'prompt', prompt, 'strategy', strategy, 'session', session)
 local ttl = span + RETENTION_MS + ONE_DAY_MS
 redis.call('PEXPIRE', k_request(id), ttl)
 redis.call('SET', k_input(id), input, 'PX', ttl)
@@ -49,5 +49,5 @@ if w then
   park(w)
   return {'ok', id, 'granted', 0, backlog(model)}
 end
-put_in_line(r, '')
+wait_in_line(r, '')
 return {'ok', id, 'queued', waiting_through(model, priority), backlog(model)}

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- finish: the worker ends it, the last chunk included; its room takes what waits.
--- use: ground line log meet leave
+-- use: ground line log pull choose pin meet leave
 -- args: now salt id attempt nonce seq last detail state
 -- returns status: ok | dup | gap | fenced
 local r = read_request(id)

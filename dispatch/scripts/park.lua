@@ -1,25 +1,26 @@
 #!lua flags=allow-oom
 -- park: a worker says what it can hold; it takes what waits and fits, and is parked with the rest of its room.
 -- Room and held are derived anew from what Redis knows it holds, so nothing drifts.
--- use: ground line log meet
--- args: now salt worker model limit slots weight accepting
+-- use: ground line log pull choose pin meet
+-- args: now salt worker model limit slots weight accepting prefill_weight memory utilisation waiting
 -- returns {barred, room, held, granted}
-local known = redis.call('HMGET', k_worker(worker), 'barred', 'alone')
-if known[1] then return {1, 0, 0, 0} end
-local used, held = 0, 0
-for _, cost in ipairs(redis.call('HVALS', k_held(worker))) do
-  used = used + tonumber(cost)
-  held = held + 1
+if redis.call('HEXISTS', k_worker(worker), 'barred') == 1 then return {1, 0, 0, 0} end
+local function sum(key)
+  local total, count = 0, 0
+  for _, each in ipairs(redis.call('HVALS', key)) do
+    total = total + tonumber(each)
+    count = count + 1
+  end
+  return total, count
 end
-local w = {
-  id = worker, model = model, limit = tonumber(limit), slots = tonumber(slots), weight = tonumber(weight),
-  used = used, held = held, seen = now, open = accepting == '1', alone = known[2] and known[2] ~= '' and known[2] or nil,
-}
+local used, held = sum(k_held(worker))
 redis.call('HSET', k_worker(worker), 'model', model, 'limit', limit, 'slots', slots, 'weight', weight,
-  'used', used, 'held', held, 'seen', now, 'accepting', accepting)
-redis.call('PEXPIRE', k_worker(worker), WORKER_TTL_MS)
-redis.call('PEXPIRE', k_held(worker), WORKER_TTL_MS)
-redis.call('PEXPIRE', k_inbox(worker), WORKER_TTL_MS)
+  'used', used, 'held', held, 'seen', now, 'accepting', accepting, 'prefill', (sum(k_prefill(worker))),
+  'prefill_weight', prefill_weight, 'memory', memory, 'utilisation', utilisation, 'waiting', waiting)
+for _, key in ipairs({k_worker(worker), k_held(worker), k_prefill(worker), k_inbox(worker)}) do
+  redis.call('PEXPIRE', key, WORKER_TTL_MS)
+end
+local w = read_worker(worker)
 -- The dead have the lowest scores, for they hold nothing any more: one is cleared away with each beat of the living.
 local first = redis.call('ZRANGE', k_parked(model), 0, 0)[1]
 if first and first ~= worker and not is_open(read_worker(first)) then unpark(model, first) end

@@ -8,6 +8,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from dispatch.rules import QueueRules
+from dispatch.scores import Load, standing
 from dispatch.states import ENDINGS, HELD, Priority
 from tests.key_leaks import PERMANENT
 
@@ -16,6 +17,7 @@ _READ = {
     "request": ("HGETALL",),
     "worker": ("HGETALL",),
     "held": ("HGETALL",),
+    "prefill": ("HGETALL",),
     "stats": ("HGETALL",),
     "output": ("XRANGE", "-", "+"),
     "queue": ("XRANGE", "-", "+"),
@@ -28,6 +30,7 @@ _READ = {
     "expiries": ("ZRANGE", "0", "-1"),
     "timers": ("ZRANGE", "0", "-1", "WITHSCORES"),
     "leases": ("SMEMBERS",),
+    "pins": ("SMEMBERS",),
     "paused": ("SMEMBERS",),
     "tombstone": ("GET",),
     "input": ("STRLEN",),
@@ -129,6 +132,12 @@ def _workers(s: Snapshot) -> list[str]:
         leases = {i: r["cost"] for i, r in held_now.items() if r["worker"] == worker}
         if held != leases:
             wrong.append(f"{worker} is said to hold {held}, its leases are {leases}")
+        prefill = s.of["prefill"].get(worker, {})
+        waits = {i: r["prompt"] for i, r in held_now.items() if r["worker"] == worker and int(r.get("prefilling", 0))}
+        if prefill != waits:
+            wrong.append(f"{worker} is said to prefill {prefill}, of what it holds {waits} has no output yet")
+        if "prefill" in w and int(w["prefill"]) != sum(map(int, prefill.values())):
+            wrong.append(f"{worker} counts prefill {w['prefill']}, has to prefill {prefill}")
         if "used" in w and (int(w["used"]), int(w["held"])) != (sum(map(int, held.values())), len(held)):
             wrong.append(f"{worker} counts used {w['used']} held {w['held']}, holds {held}")
         grants = {(f["id"], f["attempt"], f["nonce"]) for _, f in s.of["inbox"].get(worker, []) if f["kind"] == "grant"}
@@ -146,7 +155,30 @@ def _workers(s: Snapshot) -> list[str]:
 
 
 def _room(w: dict[str, str], held: dict[str, str]) -> int:
-    return 0 if w.get("alone") or len(held) >= int(w["slots"]) else int(w["limit"]) - sum(map(int, held.values()))
+    if w.get("alone") or len(held) + bool(w.get("pin")) >= int(w["slots"]):
+        return 0
+    return int(w["limit"]) - sum(map(int, held.values())) - int(w.get("pin_cost") or 0)
+
+
+def _standing(w: dict[str, str], held: dict[str, str]) -> float:
+    load = Load("", 0, 0, len(held), 0, float(w["weight"]), float(w["prefill_weight"]), int(w["prefill"]))
+    return standing(load)
+
+
+def _pins(s: Snapshot) -> list[str]:
+    """Who keeps room keeps it for a cost that stands, and is known to."""
+    wrong = []
+    keepers = {name: w["pin"] for name, w in s.of["worker"].items() if w.get("pin")}
+    named = {worker for members in s.of["pins"].values() for worker in members}
+    if named != set(keepers):
+        wrong.append(f"the list of pins names {named}, pins have {keepers}")
+    for worker, request in keepers.items():
+        if s.of["worker"][worker]["pin_cost"] != s.of["request"][request]["cost"]:
+            wrong.append(f"{worker} keeps room of a wrong size for {request}")
+    for request, r in s.of["request"].items():
+        if r.get("pinned") and r["state"] in HELD:
+            wrong.append(f"{request} is held and still pinned")
+    return wrong
 
 
 def _has_place(s: Snapshot, request: str, r: dict[str, str]) -> bool:
@@ -181,8 +213,8 @@ def _parked(s: Snapshot) -> list[str]:
             if not w or w.get("barred") or w["accepting"] != "1":
                 wrong.append(f"{worker} is parked and must not be: {w}")
                 continue
-            if abs(float(score) - (len(held) + 1) / float(w["weight"])) > 1e-9:
-                wrong.append(f"{worker} is parked with score {score}, holds {len(held)}, weighs {w['weight']}")
+            if abs(float(score) - _standing(w, held)) > 1e-9:
+                wrong.append(f"{worker} is parked with score {score}, it is {_standing(w, held)}")
             if _room(w, held) <= 0:
                 wrong.append(f"{worker} is parked and has no room")
             for request, r in s.of["request"].items():
@@ -252,7 +284,7 @@ def _kept(s: Snapshot, rules: QueueRules) -> list[str]:
 
 def broken(s: Snapshot, rules: QueueRules) -> list[str]:
     """Every invariant that does not hold, in words."""
-    return [*_lines(s), *_workers(s), *_alone(s), *_parked(s), *_timers(s), *_logs(s), *_kept(s, rules)]
+    return [*_lines(s), *_workers(s), *_alone(s), *_pins(s), *_parked(s), *_timers(s), *_logs(s), *_kept(s, rules)]
 
 
 def line_order(s: Snapshot, model: str) -> list[str]:

@@ -4,8 +4,10 @@ One model's lines, its workers, its readers. What a worker holds is looked up, n
 Never here: Redis, nonces (the scripts draw them), the words of errors.
 """
 
+import math
 from dataclasses import dataclass, field
 
+from dispatch import scores
 from dispatch.rules import QueueRules
 from dispatch.states import HELD, OnDisconnect, Priority, RequestState
 
@@ -44,7 +46,12 @@ class Request:
     dead: bool = False
     queued_at: int = 0
     reserved: str = ""
+    pinned: str = ""
     has_begun: bool = False
+    prompt: int = 0
+    prefilling: bool = False
+    strategy: str = ""
+    session: str = ""
 
     @property
     def ended(self) -> bool:
@@ -65,6 +72,14 @@ class Worker:
     seen: int
     alone: str = ""
     """The suspect it runs, or is kept free for."""
+    pin: str = ""
+    """The waiting request that room is kept for."""
+    prefill_weight: float = 4.0
+    memory: float = 0.0
+    utilisation: float = 0.0
+    waiting: int = 0
+    grants: int = 0
+    last_granted: int = 0
 
 
 class Model:
@@ -82,6 +97,10 @@ class Model:
         self.idempotency: dict[str, tuple[str, str]] = {}
         self.paused = False
         self.swept = self.amnesty = 0
+        self.sessions: dict[str, str] = {}
+        self.round = 0
+        self.turn = 0.0
+        self._freed: list[str] = []
 
     # ---- looking
 
@@ -90,10 +109,35 @@ class Model:
 
     def room(self, worker: str) -> int:
         w, held = self.workers[worker], self.held_by(worker)
-        return 0 if w.alone or len(held) >= w.slots else w.limit - sum(r.cost for r in held)
+        if w.alone or len(held) + bool(w.pin) >= w.slots:
+            return 0
+        return w.limit - sum(r.cost for r in held) - (self.requests[w.pin].cost if w.pin else 0)
+
+    def load(self, worker: str) -> scores.Load:
+        """As the strategies see it."""
+        w, held = self.workers[worker], self.held_by(worker)
+        used = sum(r.cost for r in held)
+        return scores.Load(
+            worker=w.id,
+            limit_tokens=used + self.room(worker),
+            used_tokens=used,
+            held=len(held),
+            slots=w.slots,
+            weight=w.weight,
+            prefill_weight=w.prefill_weight,
+            prefill_tokens=sum(r.prompt for r in held if r.prefilling),
+            grants=self._turns(w),
+            last_granted=w.last_granted,
+            memory=w.memory,
+            utilisation=w.utilisation,
+            waiting=w.waiting,
+        )
 
     def score(self, worker: str) -> float:
-        return (len(self.held_by(worker)) + 1) / self.workers[worker].weight
+        return scores.standing(self.load(worker))
+
+    def _turns(self, w: Worker) -> int:
+        return max(w.grants, math.floor(self.turn * w.weight))
 
     def is_open(self, worker: str) -> bool:
         w = self.workers[worker]
@@ -122,13 +166,34 @@ class Model:
 
     # ---- two lines meet
 
-    def _best(self, cost: int) -> str | None:
-        fitting = [w for w in self.parked if self.is_open(w) and self.room(w) >= cost]
-        return None if self.paused else min(fitting, key=lambda w: (self.score(w), w), default=None)
+    def _best(self, r: Request) -> str | None:
+        if self.paused:
+            return None
+        parked = [self.load(w) for w in self.parked if self.is_open(w)]
+        need = scores.Need(r.prompt, r.cost, r.session, self.sessions.get(r.session, ""))
+        met = scores.choose(scores.Strategy(r.strategy or scores.DEFAULT), parked, need)
+        return met and met.worker
 
     def _grant(self, r: Request, worker: str) -> None:
         r.attempt += 1
         r.state, r.worker, r.lease = S.GRANTED, worker, self.now + self.rules.grant_ms
+        r.prefilling = r.prompt > 0
+        w = self.workers[worker]
+        if r.strategy == scores.Strategy.ROUND_ROBIN:
+            self.round += 1
+            w.last_granted = self.round
+        elif r.strategy == scores.Strategy.WEIGHTED_ROUND_ROBIN:
+            had = self._turns(w)
+            self.turn, w.grants = had / w.weight, had + 1
+        elif r.strategy == scores.Strategy.SESSION:
+            self.sessions[r.session] = worker
+        if r.pinned:
+            keeper = self.workers[r.pinned]
+            r.pinned = ""
+            if keeper.pin == r.id:
+                keeper.pin = ""
+                if keeper.id != worker:
+                    self._freed.append(keeper.id)
 
     def _park(self, worker: str) -> None:
         if self.is_open(worker) and self.room(worker) > 0:
@@ -167,7 +232,7 @@ class Model:
                 self._reserve(r, worker)
                 self._park(worker)
             return
-        worker = self._best(r.cost)
+        worker = self._best(r)
         if worker:
             self._grant(r, worker)
             self._park(worker)
@@ -200,7 +265,53 @@ class Model:
                     return int(self._reserve(r, worker))
         return 0
 
+    def _has_pin(self, r: Request) -> bool:
+        if r.pinned not in self.workers or not self.is_open(r.pinned):
+            return False
+        return self.workers[r.pinned].pin == r.id and r.cost <= self.workers[r.pinned].limit
+
+    def _take_pinned(self, worker: str) -> int:
+        w = self.workers[worker]
+        if not w.pin or w.alone:
+            return 0
+        r = self.requests[w.pin]
+        if r.state is not S.QUEUED or r.pinned != worker or r.cost > w.limit:
+            w.pin = ""
+            return 0
+        held = self.held_by(worker)
+        if w.limit - sum(each.cost for each in held) < r.cost or len(held) >= w.slots:
+            return 0
+        w.pin = ""
+        next(line for line in self.lines.values() if r.id in line).remove(r.id)
+        self._grant(r, worker)
+        return 1
+
+    def _overtaken(self, w: Worker, line: list[str]) -> Request | None:
+        """The first that waits for long, with nobody keeping room for it, and that w could hold."""
+        for request in line:
+            r = self.requests[request]
+            if self.now - r.queued_at < self.rules.pin_ms:
+                return None
+            if r.cost <= w.limit and not self._has_pin(r):
+                return r
+        return None
+
+    def _pin_oldest(self, worker: str) -> None:
+        w = self.workers[worker]
+        if w.pin:
+            return
+        for each in self._by_age([line for line, ids in self.lines.items() if ids and line[1] != ALONE]):
+            line = self.lines[each]
+            if self.requests[line[0]].cost <= self.room(worker):
+                return
+            r = self._overtaken(w, line)
+            if r is not None:
+                if r.cost > self.room(worker):
+                    w.pin, r.pinned = r.id, worker
+                return
+
     def _take_next(self, worker: str) -> bool:
+        self._pin_oldest(worker)
         room = self.room(worker)
         lines = [line for line, ids in self.lines.items() if line[1] != ALONE and any(self.requests[i].cost <= room for i in ids)]
         if not lines:
@@ -216,11 +327,17 @@ class Model:
         if worker not in self.workers:
             return 0
         if self.is_open(worker) and len(self.held_by(worker)) < self.workers[worker].slots and not self.paused:
-            granted = self._take_suspect(worker)
+            granted = self._take_suspect(worker) + self._take_pinned(worker)
             while self.room(worker) > 0 and self._take_next(worker):
                 granted += 1
         self._park(worker)
+        self._look_at_the_freed()
         return granted
+
+    def _look_at_the_freed(self) -> None:
+        """What a worker took may have been waited for at another: that one has room for others."""
+        while self._freed:
+            self._room_grew(self._freed.pop())
 
     # ---- a request leaves its place
 
@@ -228,6 +345,9 @@ class Model:
         """The worker whose room grows, if any. It is not parked before it was asked whether it takes what waits."""
         if r.state is S.QUEUED:
             next(line for line in self.lines.values() if r.id in line).remove(r.id)
+            if self._has_pin(r):
+                self.workers[r.pinned].pin = ""
+                return r.pinned
             if not self._has_place(r):
                 return None
             self.workers[r.reserved].alone = ""
@@ -271,7 +391,7 @@ class Model:
         if key and key in self.idempotency:
             first, first_hash = self.idempotency[key]
             return ("replay", first) if first_hash == body_hash else ("mismatch", first)
-        if self._best(r.cost) is None and self.backlog() >= self.rules.max_backlog:
+        if self._best(r) is None and self.backlog() >= self.rules.max_backlog:
             return "full", r.id
         if key:
             self.idempotency[key] = (r.id, body_hash)
@@ -320,7 +440,8 @@ class Model:
         if w.id in self.barred:
             return True, 0, 0, 0
         if w.id in self.workers:
-            w.alone = self.workers[w.id].alone
+            before = self.workers[w.id]
+            w.alone, w.pin, w.grants, w.last_granted = before.alone, before.pin, before.grants, before.last_granted
         self.workers[w.id] = w
         w.seen = self.now
         granted = self._room_grew(w.id)
@@ -347,6 +468,7 @@ class Model:
         if seq > len(r.log) + 1:
             return "gap"
         r.log.append(Written("chunk", attempt, data))
+        r.prefilling = False
         return "ok"
 
     def finish(self, request: str, attempt: int, seq: int, last: bytes, state: RequestState) -> str:
@@ -415,15 +537,19 @@ class Model:
                 if worker:
                     self._reserve(r, worker)
                     self._park(worker)
+        for worker in sorted(w.id for w in self.workers.values() if w.pin and self.is_open(w.id)):
+            self._take_pinned(worker)
+            self._park(worker)
         for each in self._by_age([line for line, ids in self.lines.items() if ids and line[1] != ALONE]):
             line = self.lines[each]
             for request in list(line):
                 r = self.requests[request]
-                worker = self._best(r.cost)
-                if worker:
+                best = self._best(r)
+                if best:
                     line.remove(request)
-                    self._grant(r, worker)
-                    self._park(worker)
+                    self._grant(r, best)
+                    self._park(best)
+        self._look_at_the_freed()
 
     def sweep(self) -> int:
         if self.now - self.swept > self.rules.lease_ms / 2:

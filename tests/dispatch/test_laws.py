@@ -16,12 +16,15 @@ from redis.asyncio import Redis
 from dispatch import messages as m
 from dispatch.redis_client import connect
 from dispatch.rules import QueueRules
+from dispatch.scores import Strategy
 from dispatch.states import OnDisconnect, Priority, RequestState
 from tests.dispatch.twin import Twin
 from tests.servers import RealServer
 
 RULES = QueueRules(max_backlog=6, feed_cap=8, backoff_ms=500)
 TOO_BIG = 500
+STRATEGIES = ("", *(s for s in Strategy if s is not Strategy.POWER_OF_TWO))
+"""All whose choice the laws can foresee; power_of_two throws dice, test_strategies.py knows how they fall."""
 EXAMPLES = int(os.environ.get("PENSTOCK_PROPERTY_EXAMPLES", "0"))
 WORKERS = ("w-1", "w-2", "w-3")
 GATEWAYS = ("g-1", "g-2")
@@ -45,7 +48,7 @@ class Laws(RuleBasedStateMachine):
         self.do(self.redis.flushall())
         self.twin = Twin(self.redis, RULES)
         self.stopped = False
-        self.last: tuple[str, tuple[Any, ...]] | None = None
+        self.last: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
         if limit:
             self.write("park", "w-1", limit, 2, 1.0, True)
         for _ in range(requests):
@@ -59,9 +62,9 @@ class Laws(RuleBasedStateMachine):
             self.stopped = True
             raise
 
-    def write(self, method: str, *args: Any) -> None:
-        self.last = (method, args)
-        self.do(getattr(self.twin, method)(*args))
+    def write(self, method: str, *args: Any, **named: Any) -> None:
+        self.last = (method, args, named)
+        self.do(getattr(self.twin, method)(*args, **named))
 
     def grant(self, n: int, live: bool) -> m.Grant:
         """Any grant there ever was, or one that stands: rather one that runs."""
@@ -92,12 +95,15 @@ class Laws(RuleBasedStateMachine):
         on_disconnect=st.sampled_from(OnDisconnect),
         key=st.sampled_from(("", "", "k-1", "k-2")),
         body=st.sampled_from(("b-1", "b-2")),
+        prompt=st.sampled_from((0, 3, 9)),
+        strategy=st.sampled_from(STRATEGIES),
+        session=st.sampled_from(("a", "b")),
     )
     def enqueue(self, key: str, body: str, **fields: Any) -> None:
-        cost = fields.pop("cost")
+        cost, prompt = fields.pop("cost"), fields.pop("prompt")
         if any(r.cost == TOO_BIG and not r.ended for r in self.twin.model.requests.values()):
             cost = min(cost, 60)  # one is enough to be overtaken; more would only fill the backlog
-        self.write("enqueue", self.twin.new(cost, idempotency=key, body_hash=body if key else "", **fields))
+        self.write("enqueue", self.twin.new(cost, idempotency=key, body_hash=body if key else "", prompt_tokens=prompt, **fields))
 
     @rule(cost=st.sampled_from((10, 25)))
     def enqueue_plain(self, cost: int) -> None:
@@ -134,9 +140,11 @@ class Laws(RuleBasedStateMachine):
         slots=st.sampled_from((1, 2, 8)),
         weight=st.sampled_from((0.5, 1.0, 3.0)),
         accepting=st.sampled_from((True, True, True, False)),
+        load=st.sampled_from((0.0, 0.25, 0.9)),
     )
-    def park(self, worker: str, limit: int, slots: int, weight: float, accepting: bool) -> None:
-        self.write("park", worker, limit, slots, weight, accepting)
+    def park(self, worker: str, limit: int, slots: int, weight: float, accepting: bool, load: float) -> None:
+        reports = {"memory": load, "utilisation": 1 - load, "waiting": int(3 * load)}
+        self.write("park", worker, limit, slots, weight, accepting, **reports)
 
     @rule(worker=workers)
     def read_inbox(self, worker: str) -> None:
@@ -196,7 +204,8 @@ class Laws(RuleBasedStateMachine):
     def beat(self, worker: str) -> None:
         w = self.twin.model.workers.get(worker)
         if w:
-            self.write("park", w.id, w.limit, w.slots, w.weight, w.accepting)
+            reports = {"memory": w.memory, "utilisation": w.utilisation, "waiting": w.waiting}
+            self.write("park", w.id, w.limit, w.slots, w.weight, w.accepting, **reports)
         self.write("renew", worker, [self.twin.grant(r.id) for r in self.twin.model.held_by(worker)])
 
     @rule(worker=workers, leave_out=pick, stale=st.booleans())
@@ -235,7 +244,8 @@ class Laws(RuleBasedStateMachine):
     @rule()
     def repeat_after_a_lost_reply(self) -> None:
         assert self.last is not None
-        self.write(self.last[0], *self.last[1])
+        method, args, named = self.last
+        self.write(method, *args, **named)
 
     @precondition(lambda self: not self.twin.model.paused)
     @rule(calm=st.booleans())

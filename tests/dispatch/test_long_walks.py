@@ -14,7 +14,7 @@ import pytest
 
 from dispatch.redis_client import connect
 from dispatch.states import OnDisconnect, Priority, RequestState
-from tests.dispatch.test_laws import GATEWAYS, TOO_BIG, WORKERS, Laws
+from tests.dispatch.test_laws import GATEWAYS, STRATEGIES, TOO_BIG, WORKERS, Laws
 from tests.servers import RealServer
 
 STEPS = 200
@@ -48,6 +48,9 @@ RULES: dict[str, tuple[int, dict[str, Draw]]] = {
             "on_disconnect": some(*OnDisconnect),
             "key": some("", "", "", "k-1", "k-2"),
             "body": some("b-1", "b-2"),
+            "prompt": some(0, 3, 9),
+            "strategy": some("", "", *STRATEGIES),
+            "session": some("a", "b"),
         },
     ),
     "cancel": (2, {"n": number()}),
@@ -63,6 +66,7 @@ RULES: dict[str, tuple[int, dict[str, Draw]]] = {
             "slots": some(1, 2, 8),
             "weight": some(0.5, 1.0, 3.0),
             "accepting": some(True, True, True, True, False),
+            "load": some(0.0, 0.25, 0.9),
         },
     ),
     "take_up": (8, {"idle": some(*WORKERS)}),

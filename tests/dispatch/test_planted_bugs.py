@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from dispatch.redis_client import connect
 from dispatch.scripts import NAMES, compose
-from tests.dispatch import walks
+from tests.dispatch import pin_walks, walks
 from tests.dispatch.twin import Broken, Twin
 
 
@@ -21,6 +21,7 @@ class Bug:
 
 
 G, LINE, MEET, LEAVE, LOG = "lib/ground.lua", "lib/line.lua", "lib/meet.lua", "lib/leave.lua", "lib/log.lua"
+PULL, CHOOSE, PIN = "lib/pull.lua", "lib/choose.lua", "lib/pin.lua"
 FENCE = "return not r or not is_held(r) or r.nonce ~= nonce or r.attempt ~= tonumber(attempt)"
 NOBODY = "if not until_ms then"
 LOST = "    lost[#lost + 1] = id\n    lost[#lost + 1] = tonumber(attempt)\n"
@@ -54,8 +55,8 @@ BUGS = (
         "if false then redis.call('XADD'",
     ),
     # timers
-    Bug("no timer on enqueue", walks.waiting_in_line, LINE, "'queued_at', now)\n  set_timer(r)", "'queued_at', now)"),
-    Bug("no timer on a grant", walks.whole_life, MEET, "'granted_at', now)\n  set_timer(r)", "'granted_at', now)"),
+    Bug("no timer on enqueue", walks.waiting_in_line, LINE, "r.meetings or '')\n  set_timer(r)", "r.meetings or '')"),
+    Bug("no timer on a grant", walks.whole_life, MEET, "r.meetings)\n  set_timer(r)", "r.meetings)"),
     Bug(
         "deadline lost on renew",
         walks.deadline_while_running,
@@ -118,20 +119,52 @@ BUGS = (
         "room_grew(end_request(r, state, detail, RETENTION_MS))",
         "end_request(r, state, detail, RETENTION_MS)",
     ),
-    Bug("stale worker granted", walks.worker_unseen, MEET, " and now - w.seen < WORKER_SEEN_MS"),
+    Bug("stale worker granted", walks.worker_unseen, PULL, " and now - w.seen < WORKER_SEEN_MS"),
     Bug(
         "the worst of the parked",
         walks.best_of_the_parked,
-        MEET,
-        "elseif not best or score(w) < score(best)",
-        "elseif not best or score(w) > score(best)",
+        CHOOSE,
+        "if not best or score < lowest",
+        "if not best or score > lowest",
     ),
     Bug("low before high", walks.by_priority, LINE, "{high = 0, normal = 1, low = 2}", "{high = 2, normal = 1, low = 0}"),
     Bug("given back to the tail", walks.given_back, LEAVE, "arrive(r, ':front')", "arrive(r, '')"),
     Bug("backlog limit off", walks.full_backlog, "enqueue.lua", "if waiting >= MAX_BACKLOG", "if false"),
     Bug("idempotency ignores the body", walks.same_key_twice, "enqueue.lua", "if first_hash ~= body_hash", "if false"),
-    Bug("a paused model is granted", walks.paused, MEET, "if is_paused(model) then return nil end"),
+    Bug("a paused model is granted", walks.paused, CHOOSE, "if is_paused(r.model) then return nil end"),
     Bug("resume does not meet", walks.paused, "pause.lua", "return meet_all(model)", "return 0"),
+    # room that is kept
+    Bug("kept room is given to others", pin_walks.kept_room, PULL, " - w.pin_cost"),
+    Bug("nobody keeps room", pin_walks.kept_room, PIN, "        keep_room(w, r)\n"),
+    Bug("room is kept too early", pin_walks.kept_room, PIN, "if now - entry_since(e) < PIN_MS then return nil end"),
+    Bug("what room was kept for is not taken", pin_walks.kept_room, MEET, " + take_pinned(w)"),
+    Bug("taken elsewhere, nobody is told", pin_walks.taken_elsewhere, PIN, "freed[#freed + 1] = keeper.id"),
+    Bug("cancelled, its room is kept on", pin_walks.cancelled_while_pinned, LEAVE, "      keep_room(w, nil)\n"),
+    Bug("two keep room for one", pin_walks.keeper_gone, PIN, " and r.pinned == w.id"),
+    Bug("a keeper that is gone keeps it", pin_walks.keeper_gone, PIN, "return is_open(w) and w.pin", "return w and w.pin"),
+    Bug("kept where it never fits", pin_walks.keeper_gone, PIN, "if not id or cost > w.limit then return nil end"),
+    Bug("kept though it shrank", pin_walks.keeper_shrinks, PIN, " and r.cost <= w.limit"),
+    Bug("resume forgets what was kept", pin_walks.paused_while_pinned, MEET, "granted = granted + take_pinned(w)"),
+    Bug(
+        "a younger one has the room",
+        pin_walks.oldest_first,
+        PIN,
+        "for _, e in ipairs(window) do",
+        "for n = #window, 1, -1 do local e = window[n]",
+    ),
+    # prompts, turns, sessions
+    Bug("prefill is never done", pin_walks.prefill, PULL, "redis.call('HDEL', k_prefill(w.id), id)"),
+    Bug("prefill counts for nothing", pin_walks.prefill, MEET, "w.prefill = w.prefill + r.prompt"),
+    Bug("the first output moves nobody", pin_walks.prefill, "append.lua", "redis.call('ZADD'", "tostring('ZADD'"),
+    Bug("the turn is forgotten", pin_walks.turn_by_turn, MEET, "  remember_turn(r, w)\n"),
+    Bug(
+        "a new worker takes a flood",
+        pin_walks.turn_by_turn,
+        CHOOSE,
+        "math.max(w.grants, math.floor(turn * w.weight))",
+        "w.grants",
+    ),
+    Bug("a hot session does not spill", pin_walks.session, CHOOSE, "if w.held + 1 > bound", "if false"),
     # grants and charges
     Bug("begin leaves the grant in the inbox", walks.whole_life, "begin.lua", "redis.call('XDEL', k_inbox(r.worker), r.inbox)"),
     Bug("release charges", walks.given_back, "release.lua", "give_back(r, 'given back unfinished')", CHARGES),
@@ -147,7 +180,7 @@ BUGS = (
     Bug("abandon does not bar", walks.engine_died, "abandon.lua", "redis.call('HSET', k_worker(worker), 'barred', evidence)"),
     Bug("crashes are not counted", walks.engine_died, LEAVE, "r.crashes = r.crashes + crash"),
     Bug("a suspect runs beside others", walks.engine_died, MEET, "if (r.crashes or 0) > 0 then return arrive_alone(r) end"),
-    Bug("beside a suspect others run", walks.engine_died, MEET, "if w.alone or w.held >= w.slots", "if w.held >= w.slots"),
+    Bug("beside a suspect others run", walks.engine_died, PULL, "if w.alone or w.held", "if w.held"),
     Bug("the suspect's worker is not kept free", walks.engine_died, MEET, "  keep_free(w, r.id)\n"),
     Bug("age outweighs no priority", walks.long_waiting, MEET, " + RANK[line[1]] * AGEING_MS", " + RANK[line[1]] * 1e9"),
     Bug("the next attempt is not told", walks.lease_over, "begin.lua", "    log(r, 'note',", "    tostring('note',"),

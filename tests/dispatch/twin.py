@@ -113,6 +113,8 @@ class Twin:
                 wrong.append(f"{request} has readers {r['readers']!r}, by the laws {q.readers}")
             if not q.ended and int(r["reader_look"]) != q.reader_look:
                 wrong.append(f"{request} reader_look {r['reader_look']}, by the laws {q.reader_look}")
+            if not q.ended and r.get("pinned", "") != q.pinned:
+                wrong.append(f"{request} is pinned to {r.get('pinned')!r}, by the laws to {q.pinned!r}")
             if q.is_held and int(r["lease"]) != q.lease:
                 wrong.append(f"the lease of {request} ends {r['lease']}, by the laws {q.lease}")
             entries = s.of["output"].get(request, [])
@@ -150,6 +152,7 @@ class Twin:
         law = laws.Request(
             new.id, new.priority, new.cost_tokens, self.now + new.deadline_ms, new.max_attempts, new.on_disconnect, set()
         )
+        law.prompt, law.strategy, law.session = new.prompt_tokens, new.strategy, new.session
         known = new.id in self.model.requests
         want = self.model.enqueue(law, reader=new.reader, key=new.idempotency, body_hash=new.body_hash)
         got = await self.queue.enqueue(new)
@@ -230,9 +233,12 @@ class Twin:
 
     # ---- workers' side
 
-    async def park(self, worker: str, limit: int = 100, slots: int = 8, weight: float = 1.0, accepting: bool = True) -> m.Parked:
-        want = self.model.park(laws.Worker(worker, limit, slots, weight, accepting, self.now))
-        got = await self.queue.park(m.Offer(worker, MODEL, limit, slots, weight, accepting))
+    async def park(
+        self, worker: str, limit: int = 100, slots: int = 8, weight: float = 1.0, accepting: bool = True, **more: float
+    ) -> m.Parked:
+        given: dict[str, Any] = {"prefill_weight": 4.0 * weight, **more}
+        want = self.model.park(laws.Worker(worker, limit, slots, weight, accepting, self.now, **given))
+        got = await self.queue.park(m.Offer(worker, MODEL, limit, slots, weight, accepting, **given))
         must((got.barred, got.room_tokens, got.held, got.granted) == want, f"park answers {got}, by the laws {want}")
         await self.check()
         return got

@@ -11,9 +11,11 @@ local function k_output(id) return TAG .. 'output:' .. id end
 local function k_tombstone(id) return TAG .. 'tombstone:' .. id end
 local function k_worker(id) return TAG .. 'worker:' .. id end
 local function k_held(id) return TAG .. 'held:' .. id end
+local function k_prefill(id) return TAG .. 'prefill:' .. id end
 local function k_inbox(id) return TAG .. 'inbox:' .. id end
 local function k_parked(model) return TAG .. 'parked:' .. model end
 local function k_rooms(model) return TAG .. 'rooms:' .. model end
+local function k_pins(model) return TAG .. 'pins:' .. model end
 local function k_leases(model) return TAG .. 'leases:' .. model end
 local function k_stats(model) return TAG .. 'stats:' .. model end
 local function k_feed(gateway) return TAG .. 'feed:' .. gateway end
@@ -33,7 +35,7 @@ end
 
 local NUMBERS = {'cost', 'attempt', 'charged', 'crashes', 'lease', 'not_before', 'deadline', 'seq', 'reader_look',
   'max_attempts', 'created', 'queued_at', 'granted_at', 'begun_at', 'first_output_at', 'ended_at',
-  'attempt_begun_at'}
+  'attempt_begun_at', 'prompt'}
 
 -- A request's hash as a table, or nil. What is no request of ours (another type, another's fields) is nil as well:
 -- one damaged record must not stop the sweep of all.

@@ -21,6 +21,7 @@ local function let_go(r)
   if not w then return nil end
   w.used = w.used - tonumber(cost)
   w.held = w.held - 1
+  prefilled(w, r.id)
   if w.alone == r.id then keep_free(w, nil) end
   store_load(w)
   unpark(w.model, w.id)
@@ -31,6 +32,11 @@ end
 local function leave_place(r)
   if r.state == 'queued' then
     take_off_line(r)
+    if has_pin(r) then
+      local w = read_worker(r.pinned)
+      keep_room(w, nil)
+      return w
+    end
     if not has_place(r) then return nil end
     local w = read_worker(r.reserved)
     keep_free(w, nil)

@@ -31,6 +31,45 @@ end
 
 local function backlog(model) return waiting_through(model, 'low') end
 
+local WINDOW = 32 -- so many at the head of a line are looked at one by one
+
+local function entry_fields(e)
+  local id, cost = nil, 0
+  for i = 1, #e[2], 2 do
+    if e[2][i] == 'id' then id = e[2][i + 1] elseif e[2][i] == 'cost' then cost = tonumber(e[2][i + 1]) or 0 end
+  end
+  return id, cost
+end
+
+-- Since when an entry waits; what nobody of ours wrote waits longest, so that it is looked at and dropped.
+local function entry_since(e)
+  for i = 1, e and #e[2] or 0, 2 do
+    if e[2][i] == 'at' then return tonumber(e[2][i + 1]) or 0 end
+  end
+  return 0
+end
+
+-- The ids of entries of one line, oldest first.
+local function by_entry(entries)
+  local moments = {}
+  for _, entry in ipairs(entries) do
+    local ms, n = string.match(entry, '^(%d+)-(%d+)$')
+    moments[entry] = {tonumber(ms), tonumber(n)}
+  end
+  table.sort(entries, function(a, b)
+    local x, y = moments[a], moments[b]
+    return x[1] < y[1] or (x[1] == y[1] and x[2] < y[2])
+  end)
+  return entries
+end
+
+-- What came of it where the two lines met, for `request why`: the last few are kept.
+local function note_meeting(r, words)
+  local kept = (r.meetings or '') .. string.format('%.0f', now) .. ' ' .. words .. '\n'
+  while #kept > MEETINGS_BYTES do kept = string.match(kept, '^[^\n]*\n(.*)$') end
+  r.meetings = kept
+end
+
 -- part: '' behind the others, ':front' before them (streams only grow at their end, so the head is a line of its own),
 -- SUSPECTS beside them.
 local function put_in_line(r, part)
@@ -38,7 +77,7 @@ local function put_in_line(r, part)
   redis.call('ZADD', k_sizes(r.model, r.priority, part), r.cost, r.entry)
   r.state = 'queued'
   r.part = part
-  redis.call('HSET', k_request(r.id), 'state', 'queued', 'part', part, 'entry', r.entry, 'queued_at', now)
+  redis.call('HSET', k_request(r.id), 'state', 'queued', 'part', part, 'entry', r.entry, 'queued_at', now, 'meetings', r.meetings or '')
   set_timer(r)
 end
 

@@ -1,46 +1,6 @@
 -- Two lines meet. Whoever comes second finds the first, in the same script.
 -- Invariant: after every script no waiting request and parked pull are left that may meet.
 
-local function read_worker(id)
-  local f = redis.call('HMGET', k_worker(id), 'model', 'limit', 'slots', 'weight', 'used', 'held', 'seen', 'accepting', 'barred', 'alone')
-  if not f[1] then return nil end
-  return {
-    id = id, model = f[1], limit = tonumber(f[2]), slots = tonumber(f[3]), weight = tonumber(f[4]),
-    used = tonumber(f[5]), held = tonumber(f[6]), seen = tonumber(f[7]),
-    open = f[8] == '1' and not f[9],
-    alone = f[10] ~= '' and f[10] or nil, -- the suspect it runs, or is kept free for: it takes nothing beside
-  }
-end
-
--- A worker not seen lately is passed over, whatever it offered.
-local function is_open(w) return w and w.open and now - w.seen < WORKER_SEEN_MS end
-
-local function room(w)
-  if w.alone or w.held >= w.slots then return 0 end
-  return w.limit - w.used
-end
-
--- THE score: it orders the parked pulls, lowest is next. Weighted least connections.
-local function score(w) return (w.held + 1) / w.weight end
-
-local function store_load(w) redis.call('HSET', k_worker(w.id), 'used', w.used, 'held', w.held) end
-
-local function unpark(model, id)
-  redis.call('ZREM', k_parked(model), id)
-  redis.call('ZREM', k_rooms(model), id)
-end
-
-local function park(w)
-  if is_open(w) and room(w) > 0 then
-    redis.call('ZADD', k_parked(w.model), score(w), w.id)
-    redis.call('ZADD', k_rooms(w.model), room(w), w.id)
-    redis.call('PEXPIRE', k_parked(w.model), WORKER_TTL_MS)
-    redis.call('PEXPIRE', k_rooms(w.model), WORKER_TTL_MS)
-  else
-    unpark(w.model, w.id)
-  end
-end
-
 -- The request comes under a lease of w. The caller has taken it off its line, and stores w's load and parks it after.
 local function grant(r, w)
   r.attempt = r.attempt + 1
@@ -51,51 +11,22 @@ local function grant(r, w)
   w.used = w.used + r.cost
   w.held = w.held + 1
   redis.call('HSET', k_held(w.id), r.id, r.cost)
+  if r.prompt > 0 then
+    w.prefill = w.prefill + r.prompt
+    redis.call('HSET', k_prefill(w.id), r.id, r.prompt)
+    redis.call('PEXPIRE', k_prefill(w.id), WORKER_TTL_MS)
+  end
   redis.call('SADD', k_leases(r.model), r.id)
   r.inbox = redis.call('XADD', k_inbox(w.id), '*',
     'kind', 'grant', 'id', r.id, 'attempt', r.attempt, 'nonce', r.nonce, 'cost', r.cost)
   redis.call('PEXPIRE', k_held(w.id), WORKER_TTL_MS)
   redis.call('PEXPIRE', k_inbox(w.id), WORKER_TTL_MS)
+  note_meeting(r, 'granted ' .. w.id .. ' ' .. (r.met or 'line'))
   redis.call('HSET', k_request(r.id), 'state', 'granted', 'attempt', r.attempt, 'nonce', r.nonce, 'worker', w.id,
-    'lease', r.lease, 'inbox', r.inbox, 'granted_at', now)
+    'lease', r.lease, 'inbox', r.inbox, 'granted_at', now, 'prefilling', r.prompt, 'meetings', r.meetings)
   set_timer(r)
-end
-
--- The best of the few parked pulls named, or nil.
-local function best_of(model, ids)
-  local best = nil
-  for _, id in ipairs(ids) do
-    local w = read_worker(id)
-    if not is_open(w) then
-      unpark(model, id)
-    elseif not best or score(w) < score(best) or (score(w) == score(best) and w.id < best.id) then
-      best = w
-    end
-  end
-  return best
-end
-
--- The parked pull with the lowest score that has room, or nil. Where few have room these are compared; where many have,
--- the order of scores soon comes to one. So a full fleet costs no more than an empty one.
-local function find_worker(model, cost)
-  if is_paused(model) then return nil end
-  local fitting = redis.call('ZRANGE', k_rooms(model), cost, '+inf', 'BYSCORE', 'LIMIT', 0, 16)
-  if #fitting < 16 then return best_of(model, fitting) end
-  local key, from = k_parked(model), 0
-  while true do
-    local page = redis.call('ZRANGE', key, from, from + 15)
-    if #page == 0 then return nil end
-    for _, id in ipairs(page) do
-      local w = read_worker(id)
-      if not is_open(w) then
-        unpark(model, id)
-      elseif room(w) >= cost then
-        return w
-      else
-        from = from + 1
-      end
-    end
-  end
+  remember_turn(r, w)
+  if r.pinned and r.pinned ~= '' then lose_pin(r, w) end
 end
 
 local function keep_free(w, id)
@@ -136,10 +67,26 @@ local function find_place(r)
   return other
 end
 
+-- Nothing has room: it waits, and says why.
+local function wait_in_line(r, part)
+  local most = redis.call('ZRANGE', k_rooms(r.model), 0, 0, 'REV', 'WITHSCORES')
+  if is_paused(r.model) then
+    note_meeting(r, 'waits paused')
+  elseif #most == 0 then
+    note_meeting(r, 'waits no_pull')
+  else
+    note_meeting(r, 'waits no_room ' .. most[1] .. ' ' .. most[2])
+  end
+  put_in_line(r, part)
+end
+
 -- A suspect that waits nowhere yet: under a lease, or in its line with a worker kept free for it where there is one.
 local function arrive_alone(r)
   local w = find_place(r)
-  if not (w and w.held == 0) then put_in_line(r, SUSPECTS) end
+  if not (w and w.held == 0) then
+    note_meeting(r, 'waits alone' .. (w and ' ' .. w.id or ''))
+    put_in_line(r, SUSPECTS)
+  end
   if w then
     reserve(r, w)
     store_load(w)
@@ -150,13 +97,13 @@ end
 -- A request that waits nowhere yet: granted at once, or put in line.
 local function arrive(r, part)
   if (r.crashes or 0) > 0 then return arrive_alone(r) end
-  local w = find_worker(r.model, r.cost)
+  local w = find_worker(r)
   if w then
     grant(r, w)
     store_load(w)
     park(w)
   else
-    put_in_line(r, part)
+    wait_in_line(r, part)
   end
 end
 
@@ -172,46 +119,25 @@ local function take_entry(w, line, entry, id)
   return 0
 end
 
-local function entry_fields(e)
-  local id, cost = nil, 0
-  for i = 1, #e[2], 2 do
-    if e[2][i] == 'id' then id = e[2][i + 1] elseif e[2][i] == 'cost' then cost = tonumber(e[2][i + 1]) or 0 end
-  end
-  return id, cost
-end
-
 -- The oldest at the head of a line that fits, else the oldest of the smallest behind it. Returns entry, request id.
 local function next_fitting(w, line)
   local key = k_line(w.model, line[1], line[2])
-  for _, e in ipairs(redis.call('XRANGE', key, '-', '+', 'COUNT', 32)) do
+  for _, e in ipairs(redis.call('XRANGE', key, '-', '+', 'COUNT', WINDOW)) do
     local id, cost = entry_fields(e)
     if not id or cost <= room(w) then return e[1], id end
   end
-  local small = redis.call('ZRANGE', k_sizes(w.model, line[1], line[2]), '-inf', room(w), 'BYSCORE', 'LIMIT', 0, 32)
-  local oldest, oldest_ms, oldest_n = nil, nil, nil
-  for _, entry in ipairs(small) do
-    local ms, n = string.match(entry, '^(%d+)-(%d+)$')
-    ms, n = tonumber(ms), tonumber(n)
-    if not oldest or ms < oldest_ms or (ms == oldest_ms and n < oldest_n) then oldest, oldest_ms, oldest_n = entry, ms, n end
-  end
+  local small = redis.call('ZRANGE', k_sizes(w.model, line[1], line[2]), '-inf', room(w), 'BYSCORE', 'LIMIT', 0, WINDOW)
+  local oldest = by_entry(small)[1]
   local found = redis.call('XRANGE', key, oldest, oldest)
   return oldest, #found == 1 and entry_fields(found[1]) or nil
-end
-
--- Since when the first of a line waits; what nobody of ours wrote waits longest, so that it is looked at and dropped.
-local function waits_since(model, line)
-  local first = redis.call('XRANGE', k_line(model, line[1], line[2]), '-', '+', 'COUNT', 1)[1]
-  for i = 1, first and #first[2] or 0, 2 do
-    if first[2][i] == 'at' then return tonumber(first[2][i + 1]) or 0 end
-  end
-  return 0
 end
 
 -- Lines in the order in which they are looked at: by priority, but AGEING_MS of longer waiting outweigh one priority.
 local function by_age(model, lines)
   local since = {}
   for _, line in ipairs(lines) do
-    local at = waits_since(model, line) + RANK[line[1]] * AGEING_MS
+    local first = redis.call('XRANGE', k_line(model, line[1], line[2]), '-', '+', 'COUNT', 1)[1]
+    local at = entry_since(first) + RANK[line[1]] * AGEING_MS
     since[line[1]] = math.min(since[line[1]] or at, at)
   end
   table.sort(lines, function(a, b)
@@ -224,20 +150,41 @@ local function by_age(model, lines)
   return lines
 end
 
+-- The lines of a model in which somebody waits, in the order in which they are looked at; each with its smallest cost.
+local function waiting_lines(model)
+  local keys = {}
+  for i, line in ipairs(LINES) do keys[i] = k_sizes(model, line[1], line[2]) end
+  if redis.call('EXISTS', unpack(keys)) == 0 then return {} end
+  local lines = {}
+  for i, line in ipairs(LINES) do
+    local least = redis.call('ZRANGE', keys[i], 0, 0, 'WITHSCORES')
+    if #least > 0 then lines[#lines + 1] = {line[1], line[2], tonumber(least[2])} end
+  end
+  return #lines > 1 and by_age(model, lines) or lines
+end
+
 -- w takes the one waiting request that is next and fits. Returns how many it took, or nil when there is none.
 local function take_next(w)
-  local lines, priorities = {}, 0
-  for _, line in ipairs(LINES) do
-    local least = redis.call('ZRANGE', k_sizes(w.model, line[1], line[2]), 0, 0, 'WITHSCORES')
-    if #least > 0 and tonumber(least[2]) <= room(w) then
-      if #lines == 0 or lines[#lines][1] ~= line[1] then priorities = priorities + 1 end
-      lines[#lines + 1] = line
-    end
+  local lines = waiting_lines(w.model)
+  pin_oldest(w, lines)
+  local fitting = {}
+  for _, line in ipairs(lines) do
+    if line[3] <= room(w) then fitting[#fitting + 1] = line end
   end
-  if #lines == 0 then return nil end
-  if priorities > 1 then by_age(w.model, lines) end
-  local entry, id = next_fitting(w, lines[1])
-  return take_entry(w, lines[1], entry, id)
+  if #fitting == 0 then return nil end
+  local line = by_age(w.model, fitting)[1]
+  local entry, id = next_fitting(w, line)
+  return take_entry(w, line, entry, id)
+end
+
+-- w takes the request that it keeps room for, as soon as it fits.
+local function take_pinned(w)
+  local r = w.pin and not w.alone and pin_is_due(w)
+  if not r then return 0 end
+  keep_room(w, nil)
+  take_off_line(r)
+  grant(r, w)
+  return 1
 end
 
 -- Suspects come first: w runs one alone, or is kept free for one that no other worker is kept free for.
@@ -271,7 +218,7 @@ local function room_grew(w)
   if not w then return 0 end
   local granted = 0
   if is_open(w) and w.held < w.slots and not is_paused(w.model) then
-    granted = take_suspect(w)
+    granted = take_suspect(w) + take_pinned(w)
     while room(w) > 0 do
       local took = take_next(w)
       if not took then break end
@@ -280,6 +227,8 @@ local function room_grew(w)
   end
   store_load(w)
   park(w)
+  -- What w took may have been waited for elsewhere.
+  while #freed > 0 do room_grew(read_worker(table.remove(freed))) end
   return granted
 end
 
@@ -299,11 +248,17 @@ local function meet_all(model)
       end
     end
   end
-  local lines = {}
-  for _, line in ipairs(LINES) do
-    if redis.call('XLEN', k_line(model, line[1], line[2])) > 0 then lines[#lines + 1] = line end
+  local keepers = redis.call('SMEMBERS', k_pins(model))
+  table.sort(keepers)
+  for _, id in ipairs(keepers) do
+    local w = read_worker(id)
+    if is_open(w) then
+      granted = granted + take_pinned(w)
+      store_load(w)
+      park(w)
+    end
   end
-  for _, line in ipairs(by_age(model, lines)) do
+  for _, line in ipairs(waiting_lines(model)) do
     local after = '-'
     while true do
       local page = redis.call('XRANGE', k_line(model, line[1], line[2]), after, '+', 'COUNT', 100)
@@ -313,7 +268,7 @@ local function meet_all(model)
       if #most == 0 or #least == 0 or tonumber(least[2]) > tonumber(most[2]) then break end
       for _, e in ipairs(page) do
         local id, cost = entry_fields(e)
-        local w = find_worker(model, cost)
+        local w = find_worker(id and read_request(id) or {id = '', model = model, cost = cost, prompt = 0})
         if w then
           granted = granted + take_entry(w, line, e[1], id)
           store_load(w)
@@ -323,5 +278,6 @@ local function meet_all(model)
       after = '(' .. page[#page][1]
     end
   end
+  while #freed > 0 do room_grew(read_worker(table.remove(freed))) end
   return granted
 end

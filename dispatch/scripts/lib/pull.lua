@@ -1,0 +1,60 @@
+-- A worker's parked pull: what it can hold, what it holds, and its place among the others.
+
+local function read_worker(id)
+  local f = redis.call('HMGET', k_worker(id), 'model', 'limit', 'slots', 'weight', 'used', 'held', 'seen', 'accepting', 'barred', 'alone',
+    'prefill_weight', 'prefill', 'pin', 'pin_cost', 'memory', 'utilisation', 'waiting', 'grants', 'last_granted')
+  if not f[1] then return nil end
+  return {
+    id = id, model = f[1], limit = tonumber(f[2]), slots = tonumber(f[3]), weight = tonumber(f[4]),
+    used = tonumber(f[5]), held = tonumber(f[6]), seen = tonumber(f[7]),
+    open = f[8] == '1' and not f[9],
+    alone = f[10] ~= '' and f[10] or nil, -- the suspect it runs, or is kept free for: it takes nothing beside
+    prefill_weight = tonumber(f[11]) or 0, prefill = tonumber(f[12]) or 0,
+    pin = f[13] ~= '' and f[13] or nil, -- the waiting request that the next room is kept for
+    pin_cost = tonumber(f[14]) or 0,
+    memory = tonumber(f[15]) or 0, utilisation = tonumber(f[16]) or 0, waiting = tonumber(f[17]) or 0,
+    grants = tonumber(f[18]) or 0, last_granted = tonumber(f[19]) or 0, -- by the round robins
+  }
+end
+
+-- A worker not seen lately is passed over, whatever it offered.
+local function is_open(w) return w and w.open and now - w.seen < WORKER_SEEN_MS end
+
+local function room(w)
+  if w.alone or w.held + (w.pin and 1 or 0) >= w.slots then return 0 end
+  return w.limit - w.used - w.pin_cost
+end
+
+-- Requests it would hold, by speed: weighted least connections.
+local function connections(w) return (w.held + 1) / w.weight end
+
+local function prefill_speed(w) return w.prefill_weight > 0 and w.prefill_weight or PREFILL_SEED * w.weight end
+
+-- THE score as far as it is the same for every request, in seconds: it orders the parked pulls.
+local function standing(w) return w.prefill / prefill_speed(w) + DECODE_TOKENS * (w.held + 1) / w.weight end
+
+local function store_load(w) redis.call('HSET', k_worker(w.id), 'used', w.used, 'held', w.held, 'prefill', w.prefill) end
+
+local function unpark(model, id)
+  redis.call('ZREM', k_parked(model), id)
+  redis.call('ZREM', k_rooms(model), id)
+end
+
+local function park(w)
+  if is_open(w) and room(w) > 0 then
+    redis.call('ZADD', k_parked(w.model), standing(w), w.id)
+    redis.call('ZADD', k_rooms(w.model), room(w), w.id)
+    redis.call('PEXPIRE', k_parked(w.model), WORKER_TTL_MS)
+    redis.call('PEXPIRE', k_rooms(w.model), WORKER_TTL_MS)
+  else
+    unpark(w.model, w.id)
+  end
+end
+
+-- The prompt of one that w holds is not waiting to be prefilled any more.
+local function prefilled(w, id)
+  local prompt = redis.call('HGET', k_prefill(w.id), id)
+  if not prompt then return end
+  redis.call('HDEL', k_prefill(w.id), id)
+  w.prefill = w.prefill - tonumber(prompt)
+end
