@@ -141,7 +141,7 @@ class Observer:
                         pipe.zrange(sizes, 0, 0, withscores=True)
                 pipe.sismember(keys.paused, beat.model)
                 offer, held, score, *smallest, paused = await pipe.execute()
-            if not offer:
+            if b"limit" not in offer:  # it never parked there, or was barred where a failover had forgotten its pull
                 continue
             used, limit, slots = sum(int(c) for c in held), int(offer[b"limit"]), int(offer[b"slots"])
             waiting = [int(pairs[0][1]) for pairs in smallest if pairs]
