@@ -370,10 +370,11 @@ class GpuStatus:
 
 @dataclass(frozen=True, slots=True)
 class RoomStatus:
-    """Why a worker's room is what it is, in KV tokens: room = capacity - headroom - promised, and what is held is `used`.
+    """Why a worker's room is what it is, in KV tokens: room = capacity - headroom - used - promised; below 0, it holds too much.
 
-    `promised`: granted and not visible yet. `bound_by`: what bounds it: "engine", "device" or "overrun" (counted at the most
-    for a while, after one). `free_bytes` and `headroom_bytes` are the device's, `promised_bytes` those of other workers too.
+    `capacity`: all it could hold now; `used`: what the held fill; `promised`: granted and not visible yet. `bound_by`: "engine",
+    "device" (its memory) or "overrun" (after one all held count at their most for a while). `free_bytes` is the device's,
+    `promised_bytes` what other workers on it were promised and have not taken.
     """
 
     capacity_tokens: int

@@ -10,6 +10,7 @@ import msgspec
 
 from dispatch.messages import InferenceRequest, InputKind
 
+PAGE_TOKENS = 16
 BYTES_PER_TOKEN = 4
 """English text runs at about four bytes a token with the usual tokenizers; other scripts take more bytes and more tokens."""
 
@@ -32,10 +33,15 @@ def prompt_tokens(request: InferenceRequest) -> int:
     return estimate_prompt_tokens(request.kind, request.messages, request.prompt, request.input)
 
 
-def cost_tokens(prompt_tokens: int, max_tokens: int, page_tokens: int = 16) -> int:
+def cost_tokens(prompt_tokens: int, max_tokens: int, page_tokens: int = PAGE_TOKENS) -> int:
     """KV tokens a request needs at most, in whole pages."""
     pages = -(-(prompt_tokens + max_tokens) // page_tokens)
     return max(1, pages) * page_tokens
+
+
+def learned_cost_tokens(prompt_tokens: int, max_tokens: int, usual_tokens: int | None) -> int:
+    """KV tokens a request will hardly need more than: its answer is no longer than those of this model usually are."""
+    return cost_tokens(prompt_tokens, max_tokens if usual_tokens is None else min(max_tokens, usual_tokens))
 
 
 def _bytes_of(value: Any) -> int:

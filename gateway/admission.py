@@ -77,21 +77,24 @@ async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], term
                 raise PenstockError("invalid_request", "prompt: it holds no token.", hint="Send some text.", param="prompt")
     prompt_tokens = len(ids) or pricing.estimate_prompt_tokens(kind, messages, prompt, document)
     max_tokens = _fitting_max_tokens(card, prompt_tokens, fields.wanted_tokens(), param_of(kind))
-    cost = pricing.cost_tokens(prompt_tokens, max_tokens)
-    if cost > card.max_cost_tokens:
+    most = pricing.cost_tokens(prompt_tokens, max_tokens)
+    if most > card.max_cost_tokens:
         raise PenstockError(
             "unschedulable",
-            f"It needs {cost} tokens of memory ({prompt_tokens} prompt + {max_tokens} answer); the largest worker of "
+            f"It needs {most} tokens of memory ({prompt_tokens} prompt + {max_tokens} answer); the largest worker of "
             f"{card.name!r} ever seen holds {card.max_cost_tokens}.",
             hint="Shorten the prompt, ask for fewer max_tokens, or start a worker with more KV memory.",
             param="max_tokens",
             extra={
-                "cost_tokens": cost,
+                "cost_tokens": most,
                 "prompt_tokens": prompt_tokens,
                 "max_tokens": max_tokens,
                 "max_cost_tokens": card.max_cost_tokens,
             },
         )
+    cost = most
+    if card.moves_overruns and kind is not InputKind.OPAQUE and not fields.ignore_eos:
+        cost = pricing.learned_cost_tokens(prompt_tokens, max_tokens, gateway.lengths.get(card.name))
     request = InferenceRequest(
         id=new_id(gateway.queue.shard),
         model=card.name,

@@ -23,6 +23,7 @@ from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, as_penstock, is_unreachable
 from dispatch.fleet import Fleet
 from dispatch.history import read_history
+from dispatch.lengths import Lengths
 from dispatch.metrics import GatewayMetrics
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
@@ -30,6 +31,7 @@ from dispatch.settings import Settings
 from dispatch.tasks import cancelled
 from gateway.auth import Keys
 from gateway.context import Cards, Gateway
+from gateway.lengths import KnownLengths
 from gateway.problems import for_status, is_our_fault, problem
 from gateway.promises import Promises
 from gateway.routes import dead, openai, ops, queues, requests, workers
@@ -86,6 +88,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         promises=promises,
         cards=Cards(fleet),
         tokenizers=Tokenizers(fleet),
+        lengths=KnownLengths(Lengths(redis)),
         metrics=GatewayMetrics(_version()),
         version=_version(),
     )

@@ -16,6 +16,7 @@ from dispatch.messages import ModelCard
 from dispatch.metrics import GatewayMetrics
 from dispatch.queue import Queue
 from dispatch.settings import Settings
+from gateway.lengths import KnownLengths
 from gateway.promises import Promises
 from gateway.streaming import Feed
 from gateway.tokenizing import Tokenizers
@@ -63,6 +64,7 @@ class Gateway:
     promises: Promises
     cards: Cards
     tokenizers: Tokenizers
+    lengths: KnownLengths
     metrics: GatewayMetrics
     version: str
     draining: bool = False
@@ -88,6 +90,11 @@ def gateway_of(http_request: Request) -> Gateway:
     """The gateway a handler runs in."""
     gateway: Gateway = http_request.app.state.gateway
     return gateway
+
+
+def address_of(http_request: Request) -> str:
+    """The client's address; behind a proxy the proxy's, for anyone can write a header."""
+    return http_request.client.host if http_request.client else ""
 
 
 async def store_present(http_request: Request) -> None:

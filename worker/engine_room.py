@@ -11,9 +11,11 @@ from dispatch.errors import PenstockError
 from worker.engines.base import Engine
 from worker.health import Health, Sick
 from worker.life import Death, Failures, Life, close
+from worker.placing import Place
 
 _log = logging.getLogger("penstock.worker")
 _SHOWN_CHARACTERS = 200
+_WAITING = "waiting for another worker to start on this device"
 
 
 class NoEngine(Exception):
@@ -27,11 +29,12 @@ class NoEngine(Exception):
 class EngineRoom:
     """`make` builds an engine that is not started; it is called at once, so that bad settings are known at once."""
 
-    def __init__(self, make: Callable[[], Engine], name: str, health: Health, *, most_failures: int) -> None:
+    def __init__(self, make: Callable[[], Engine], name: str, health: Health, place: Place, *, most_failures: int) -> None:
         self.engine = make()
         self._make = make
         self._name = name
         self._health = health
+        self._place = place
         self._failures = Failures(most_failures)
         self._pause = ""
         self._because = ""
@@ -39,7 +42,7 @@ class EngineRoom:
     @property
     def progress(self) -> str:
         """What a start is at, and why there is one; "" when started."""
-        said = self._pause or self.engine.progress
+        said = self._pause or (_WAITING if self._place.waiting else self.engine.progress)
         return f"{said} ({self._because})" if said and self._because else said or self._because
 
     def completed(self) -> None:
@@ -86,21 +89,26 @@ class EngineRoom:
         if death.hung:
             self.engine.kill()
         await close(self.engine)
+        self._place.withdraw()
 
     async def close(self) -> None:
         """End the engine there is."""
         await close(self.engine)
+        self._place.withdraw()
 
     async def _start(self) -> tuple[Life, Sick | None]:
         engine = self.engine
         try:
-            info = await engine.start()
+            async with self._place.turn():
+                info = await engine.start()
+                self._place.promise(engine, info)
             sick = await self._health.first(engine)
             if sick is not None and not sick.garbage:
                 raise PenstockError("engine_error", f"The engine started, but {sick.why}.")
         except Exception:
             engine.kill()
             await close(engine)
+            self._place.withdraw()
             raise
         self._because = ""
         return Life(engine, info), sick

@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from dispatch.faults import STORE_FAULT, as_penstock
-from dispatch.messages import Begun, Grant, Usage, WriteStatus
+from dispatch.messages import Begun, FinishReason, Grant, Usage, WriteStatus
 from dispatch.queue import Queue
+from dispatch.repricing import reprice
 from dispatch.states import RequestState
 from worker.admission import Holding
 from worker.engines.base import Chunk, Engine, EngineDead, EngineError, EngineInfo
-from worker.outcome import Completed, Crashed, Failed, GivenBack, Lost, Outcome, Retryable, outcome_of
+from worker.growth import Around, Growth
+from worker.outcome import Completed, Crashed, Failed, GivenBack, Lost, Moved, Outcome, Retryable, outcome_of
 from worker.output import Gathered, tokens_done
 
 _T = TypeVar("_T")
@@ -46,9 +48,10 @@ class Execution:
         until_room: Callable[["Execution"], Awaitable[None]],
         is_busy: Callable[[], bool],
         on_tokens: Callable[[int], None] = lambda count: None,
+        around: Around | None = None,
     ) -> None:
         self.grant = grant
-        self.holding = Holding(grant.cost_tokens, grant.cost_tokens)
+        self.growth = Growth(grant.cost_tokens, moves_overruns=info.card.moves_overruns)
         self.generating = False
         """The engine works on it, or died doing so."""
         self.generating_since = 0.0
@@ -59,6 +62,7 @@ class Execution:
         self._until_room = until_room
         self._is_busy = is_busy
         self._on_tokens = on_tokens
+        self._around = around or Around()
         self._give_up_s = queue.rules.lease_ms / 1000 * _GIVE_UP_LEASES
         self._seq = 0
         self._gathered = Gathered()
@@ -83,6 +87,8 @@ class Execution:
             outcome = outcome_of(error)
             if isinstance(outcome, Retryable) and outcome.code == "internal_error":
                 _log.exception("meet a bug", extra=self._fields())
+            if isinstance(outcome, Retryable) and outcome.code == "engine_out_of_memory" and self._around.is_crowded(self):
+                outcome = Moved(self.growth.dearer_tokens, outcome.message)
             if isinstance(outcome, Failed) and not self._began:
                 # What this worker cannot even read, a newer one may.
                 outcome = Retryable(outcome.code, outcome.message)
@@ -101,6 +107,20 @@ class Execution:
         """Stop computing and let another worker go on."""
         self._decide(GivenBack())
 
+    def move(self, why: str) -> None:
+        """There is no memory for it here now: stop computing, and let it go on where there is."""
+        self._decide(Moved(self.growth.dearer_tokens, why))
+
+    @property
+    def holding(self) -> Holding:
+        """What it costs, as it is known now."""
+        return self.growth.holding(generating=self.generating)
+
+    @property
+    def is_decided(self) -> bool:
+        """Its outcome stands, whatever its engine still says."""
+        return self._decided is not None or self._said_last
+
     def _decide(self, outcome: Outcome) -> None:
         self._decided = self._decided or outcome
         if self._work_task is not None:
@@ -117,11 +137,10 @@ class Execution:
             return Lost("fenced at begin")
         self._began, self._seq = True, begun.seq
         done = tokens_done(await self._call(lambda: self._queue.output(self.grant.request))) if begun.seq else ()
-        needed_tokens = self._engine.cost(begun.request).tokens
-        self.holding = Holding(self.grant.cost_tokens, needed_tokens)
-        if needed_tokens > self._info.limit_tokens:
-            limit = self._info.limit_tokens
-            return Failed("unschedulable", f"The request needs up to {needed_tokens} KV tokens; this worker holds {limit}.")
+        most_tokens = self._engine.cost(begun.request).tokens
+        if most_tokens > self._info.limit_tokens:
+            return await self._too_big(most_tokens)
+        self.growth.begun(begun.request, most_tokens, len(done))
         generation = asyncio.create_task(self._generate(begun, done))
         try:
             return await self._write_until_ended(generation)
@@ -130,17 +149,29 @@ class Execution:
             # Closing the engine's iterator IS cancel: it is over before anything is written about the outcome.
             await asyncio.gather(generation, return_exceptions=True)
 
+    async def _too_big(self, most_tokens: int) -> Outcome:
+        """It may come to need more than all there is here. Priced at its most it goes to a worker that has so much."""
+        limit = self._info.limit_tokens
+        if self.grant.cost_tokens < most_tokens <= await self._call(self._around.largest_tokens):
+            return Moved(most_tokens, f"it may need {most_tokens} KV tokens; this worker holds {limit}")
+        return Failed("unschedulable", f"The request needs up to {most_tokens} KV tokens; this worker holds {limit}.")
+
     async def _generate(self, begun: Begun, done: Any) -> Completed:
         """Take what the engine says into `_gathered`, to the end."""
         self.generating, self.generating_since = True, time.monotonic()
+        self._around.grown()
         try:
             async with aclosing(self._engine.generate(begun.request, done)) as answer:  # type: ignore[type-var]
                 async for chunk in answer:
                     self._gathered.add(chunk)
-                    self._on_tokens(len(chunk.tokens) or bool(chunk.text))
+                    tokens = len(chunk.tokens) or bool(chunk.text)
+                    self._on_tokens(tokens)
+                    if self.growth.count(tokens):
+                        self._around.grown()
                     self._fresh.set()
                     if chunk.finish_reason is not None:
                         self._said_last = True
+                        self.growth.ended_by_itself = chunk.finish_reason is FinishReason.STOP
                         return Completed(_detail(chunk, resumed_tokens=len(done)))
             raise EngineError("engine_error", "The engine ended an answer without saying why.", retryable=True)
         except EngineDead:
@@ -185,6 +216,11 @@ class Execution:
                 case Retryable(code, message):
                     await self._call(lambda: self._queue.retry(self.grant, code, message))
                 case GivenBack():
+                    await self._call(lambda: self._queue.release(self.grant))
+                case Moved(cost, _):
+                    await self._call(lambda: reprice(self._queue, self.grant, cost))
+                    # Before it is back in line: it must not come straight back into the same full room.
+                    await self._call(self._around.before_move)
                     await self._call(lambda: self._queue.release(self.grant))
                 case Lost() | Crashed():
                     pass

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from enum import Enum
 
 from dispatch.faults import STORE_FAULT
@@ -100,6 +101,7 @@ class Heart:
         offer: Callable[[], Offer | None],
         on_barred: Callable[[str], None],
         on_return: Callable[[], None],
+        learn: Callable[[], Awaitable[None]],
         every_s: float,
         ttl_s: float,
     ) -> None:
@@ -111,6 +113,7 @@ class Heart:
         self._offer = offer
         self._on_barred = on_barred
         self._on_return = on_return
+        self._learn = learn
         self._every_s = every_s
         self._ttl_ms = int(ttl_s * 1000)
         self._complaint = Complaint("beat")
@@ -136,12 +139,18 @@ class Heart:
         async with self._beating:
             await self._beat()
 
+    async def park_now(self) -> None:
+        """Say at once what may be held. In turn with the beats, as an older offer must not overtake a newer one."""
+        async with self._beating:
+            await self._park(True)
+
     async def _beat(self) -> None:
         pace = self._steps.look(self._held.is_generating(), time.monotonic())
         results = await asyncio.gather(
             self._fleet.beat(self._say(), self._ttl_ms),
             self._renew() if pace is not Pace.HUNG else _nothing(),
             self._park(pace is Pace.STEADY),
+            self._learn(),
             return_exceptions=True,
         )
         failed = next((r for r in results if isinstance(r, BaseException)), None)
@@ -175,7 +184,7 @@ class Heart:
         if offer is None:
             return
         if not makes_steps:
-            offer = Offer(offer.worker, offer.model, offer.limit_tokens, offer.slots, offer.weight, accepting=False)
+            offer = replace(offer, accepting=False)
         if (await self._queue.park(offer)).barred:
             self._on_barred(offer.worker)
 

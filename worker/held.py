@@ -1,18 +1,27 @@
-"""What this worker holds: its executions, and the room they leave.
+"""What this worker holds: its executions, the room they leave, and who moves when there is none left.
 
 Never here: Redis, the engine.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from dispatch.messages import Grant
-from worker.admission import Holding, fits
+from dispatch.pricing import PAGE_TOKENS
+from worker.admission import Holding, fits, is_overrun
 from worker.engines.base import EngineInfo
 from worker.execution import Execution
+from worker.growth import Around
 
 _LONE = 4
 """Up to so many streams each token is worth a write of its own."""
+_CAUTIOUS_S = 10.0
+"""How long after an overrun all that is held counts at its most: what was moved must not come straight back to a full room."""
+_SLACK_PAGES = 2
+"""How far an engine may be ahead of what was heard of it, in pages of each request."""
+_log = logging.getLogger("penstock.worker")
 
 
 class Held:
@@ -22,6 +31,10 @@ class Held:
         self._executions: dict[tuple[str, int], Execution] = {}
         self._admitted: set[tuple[str, int]] = set()
         self._changed = asyncio.Event()
+        self._cautious_until = 0.0
+        self.overruns = 0
+        self.holds_tokens: Callable[[], int | None] = lambda: None
+        """KV tokens that may be held together now, as the device and the engine tell."""
 
     def __len__(self) -> int:
         return len(self._executions)
@@ -66,15 +79,86 @@ class Held:
         Redis grants only what fits by its count; but what it took off us may still be leaving the engine. A grant that
         waits here too long is taken back uncharged, by Redis.
         """
-        while not fits(info, [self._executions[k].holding for k in self._admitted], execution.holding):
+        while not fits(self._bound(info), info.slots, [self._executions[k].holding for k in self._admitted], execution.holding):
             self._changed.clear()
             await self._changed.wait()
         self._admitted.add(_key(execution.grant))
+
+    @property
+    def is_cautious(self) -> bool:
+        """Whether estimates have just proved too small."""
+        return time.monotonic() < self._cautious_until
+
+    def relieve(self) -> None:
+        """Where the next step might not find its memory, the youngest makes room: it has the least to lose. At once, so that
+        no engine has to find out."""
+        holds = self.holds_tokens()
+        if holds is None:
+            return
+        moving = [e for e in self._executions.values() if e.is_decided]
+        growing = [e for e in self._executions.values() if e.generating and not e.is_decided]
+        # What is already on its way out needs nothing more.
+        while growing and is_overrun(holds, [e.holding for e in growing]):
+            youngest = max(growing, key=lambda e: e.generating_since)
+            growing.remove(youngest)
+            self._note_overrun(youngest, holds, len(growing) + len(moving))
+            youngest.move("it outgrew the memory there is here")
+
+    def is_crowded(self, execution: Execution) -> bool:
+        """Whether memory ran out because of what those beside it hold: by their count of pages, or nearly."""
+        holds = self.holds_tokens()
+        beside = [e for e in self._executions.values() if e is not execution and e.generating]
+        if holds is None or not beside:
+            return False
+        slack = Holding(0, 0, _SLACK_PAGES * PAGE_TOKENS, 0)
+        all_ = [execution, *beside]
+        crowded = is_overrun(holds, [e.growth.holding(generating=True) for e in all_] + [slack] * len(all_))
+        if crowded:
+            self._note_overrun(execution, holds, len(beside))
+        return crowded
+
+    def _note_overrun(self, moved: Execution, holds: int, beside: int) -> None:
+        self.overruns += 1
+        self._cautious_until = time.monotonic() + _CAUTIOUS_S
+        fields = {
+            "request": moved.grant.request,
+            "held_tokens": holds,
+            "cost_tokens": moved.growth.dearer_tokens,
+            "beside": beside,
+        }
+        _log.warning("move the youngest: what is held outgrew its cost", extra=fields)
+
+    def _bound(self, info: EngineInfo) -> int:
+        holds = self.holds_tokens()
+        return info.limit_tokens if holds is None else min(holds, info.limit_tokens)
 
     async def until_empty(self) -> None:
         while self._executions:
             self._changed.clear()
             await self._changed.wait()
+
+
+class Beside(Around):
+    """Those beside an execution in one worker."""
+
+    def __init__(
+        self, held: Held, *, largest_tokens: Callable[[], Awaitable[int]], before_move: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._held = held
+        self._largest_tokens = largest_tokens
+        self._before_move = before_move
+
+    def grown(self) -> None:
+        self._held.relieve()
+
+    def is_crowded(self, execution: Execution) -> bool:
+        return self._held.is_crowded(execution)
+
+    async def largest_tokens(self) -> int:
+        return await self._largest_tokens()
+
+    async def before_move(self) -> None:
+        await self._before_move()
 
 
 def _key(grant: Grant) -> tuple[str, int]:

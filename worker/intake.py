@@ -13,10 +13,11 @@ from dispatch.queue import Queue
 from dispatch.redis_client import BLOCK_MS
 from dispatch.tasks import cancelled
 from worker.execution import Execution
+from worker.growth import Around, Growth
 from worker.heartbeat import Complaint
 from worker.held import Held
 from worker.life import Death, Life
-from worker.outcome import Completed, Crashed, Failed, Lost, Outcome
+from worker.outcome import Completed, Crashed, Failed, Lost, Moved, Outcome
 
 _log = logging.getLogger("penstock.worker")
 _PAUSE_S = 0.2
@@ -33,6 +34,8 @@ class Intake:
         *,
         on_tokens: Callable[[int], None],
         on_completed: Callable[[], None],
+        around: Around | None = None,
+        on_ended: Callable[[Growth], None] = lambda growth: None,
     ) -> None:
         self.accepting = True
         self._queue = queue
@@ -40,6 +43,8 @@ class Intake:
         self._held = held
         self._on_tokens = on_tokens
         self._on_completed = on_completed
+        self._around = around
+        self._on_ended = on_ended
         self._read_until = "0"
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -88,6 +93,7 @@ class Intake:
             until_room=lambda e: self._held.until_room(e, life.info),
             is_busy=self._held.is_busy,
             on_tokens=self._on_tokens,
+            around=self._around,
         )
         if not self.accepting:
             execution.give_back()  # it was on its way when we stopped accepting
@@ -106,6 +112,7 @@ class Intake:
             _log.exception("fail to write an outcome", extra={"request": grant.request, "attempt": grant.attempt})
             return
         finally:
+            self._on_ended(execution.growth)
             # What the engine died under stays held, until the worker has seen who was in there with it.
             if not isinstance(outcome, Crashed):
                 self._held.remove(execution)
@@ -118,7 +125,9 @@ class Intake:
 
 def _note(grant: Grant, outcome: Outcome) -> None:
     level = logging.DEBUG if isinstance(outcome, Completed | Lost) else logging.INFO
-    fields = {"request": grant.request, "attempt": grant.attempt, "outcome": type(outcome).__name__.lower()}
+    fields: dict[str, object] = {"request": grant.request, "attempt": grant.attempt, "outcome": type(outcome).__name__.lower()}
     if isinstance(outcome, Failed):
         fields["code"] = outcome.code
+    if isinstance(outcome, Moved):
+        fields |= {"why": outcome.why, "cost_tokens": outcome.cost_tokens}
     _log.log(level, "end an attempt", extra=fields)

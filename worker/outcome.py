@@ -38,6 +38,17 @@ class GivenBack:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """It needs more memory than there is here now: another worker, or this one later, goes on. Not charged.
+
+    `cost_tokens` is what its next grant must take.
+    """
+
+    cost_tokens: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """It is no longer ours: cancelled, expired, or taken away. Nothing may be written."""
 
@@ -52,7 +63,7 @@ class Crashed:
     own_fault: bool = True
 
 
-Outcome = Completed | Failed | Retryable | GivenBack | Lost | Crashed
+Outcome = Completed | Failed | Retryable | GivenBack | Moved | Lost | Crashed
 
 
 def outcome_of(error: Exception) -> Outcome:

@@ -7,6 +7,7 @@ import uvloop
 
 from dispatch.errors import PenstockError
 from dispatch.fleet import Fleet
+from dispatch.lengths import Lengths
 from dispatch.processes import die_with_parent
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
@@ -34,7 +35,7 @@ async def _run(settings: Settings, url: str) -> int:
     try:
         queue = Queue(redis, rules, wait_replica_ms=settings.redis.wait_replica_ms)
         inbox = Queue(inbox_redis, rules)
-        worker = Worker(settings, lambda: engine_for(settings.worker), find_gpus(), queue, inbox, Fleet(redis))
+        worker = Worker(settings, lambda: engine_for(settings.worker), find_gpus(), queue, inbox, Fleet(redis), Lengths(redis))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.drain)
         return await worker.run()

@@ -3,14 +3,15 @@
 import os
 import socket
 import time
-from collections.abc import Sequence
 
 from dispatch.messages import Heartbeat, ProbeReport
 from dispatch.settings import WorkerSettings
 from dispatch.states import WorkerState
-from worker.admission import Holding, needed
+from worker.admission import needed
 from worker.engines.base import EngineInfo
-from worker.gpu import Gpus, device_of
+from worker.held import Held
+from worker.measured import Measured
+from worker.reservation import rss_bytes
 
 _SMOOTHING = 0.5
 
@@ -37,32 +38,22 @@ class Meter:
         self._counted, self._ticked_at = 0, now
 
 
-def rss_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (read every beat)
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
 class Vitals:
     """The parts of a heartbeat that stay the same, and those that are measured."""
 
-    def __init__(self, settings: WorkerSettings, gpus: Gpus) -> None:
+    def __init__(self, settings: WorkerSettings, measured: Measured) -> None:
         self.meter = Meter()
         self.info: EngineInfo | None = None
         self.error = ""
         self._settings = settings
-        self._gpus = gpus
+        self._measured = measured
         self._host = socket.gethostname()
         self._started_at_ms = _now_ms()
 
-    def heartbeat(
-        self, worker: str, state: WorkerState, holdings: Sequence[Holding], progress: str, probe: ProbeReport | None
-    ) -> Heartbeat:
+    def heartbeat(self, worker: str, state: WorkerState, held: Held, progress: str, probe: ProbeReport | None) -> Heartbeat:
         """The heartbeat of this moment."""
-        info = self.info
+        info, holdings = self.info, held.holdings()
+        speeds = self._measured.speeds(info) if info else None
         self.meter.tick(time.monotonic())
         return Heartbeat(
             id=worker,
@@ -73,17 +64,20 @@ class Vitals:
             state=state,
             limit_tokens=info.limit_tokens if info else 0,
             slots=info.slots if info else 0,
-            weight=info.weight if info else 0.0,
+            weight=speeds.weight if speeds else 0.0,
             held=len(holdings),
             held_tokens=needed(holdings),
             started_at_ms=self._started_at_ms,
             beat_at_ms=_now_ms(),
             progress=progress,
             error=self.error,
-            gpu=device_of(self._gpus, info.device) if info else None,
+            gpu=self._measured.gpu,
             rss_bytes=rss_bytes(),
             tokens_per_s=round(self.meter.tokens_per_s, 2),
             probe=probe,
+            prefill_weight=speeds.prefill_weight if speeds else 0.0,
+            waiting=speeds.waiting if speeds else 0,
+            room=self._measured.room(info, holdings, cautious=held.is_cautious) if info else None,
         )
 
 

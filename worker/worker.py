@@ -13,21 +13,25 @@ from typing import Any, TypeVar
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
+from dispatch.lengths import Lengths, tell
 from dispatch.messages import Heartbeat, Offer
 from dispatch.queue import Queue
 from dispatch.settings import Settings
 from dispatch.states import WorkerState
 from dispatch.tasks import cancelled
-from worker.admission import needed, offer
+from worker.admission import holds_at_once, needed
 from worker.burial import LAST_TRY_S, abandon, last_try, suspects_of
 from worker.engine_room import EngineRoom, NoEngine
 from worker.engines.base import Engine
 from worker.gpu import Gpus
 from worker.health import Health, Sick
 from worker.heartbeat import Complaint, Heart, Steps
-from worker.held import Held
+from worker.held import Beside, Held
 from worker.intake import Intake
+from worker.learned import Learned
 from worker.life import Death, Life
+from worker.measured import Measured
+from worker.placing import Place
 from worker.vitals import Vitals
 
 _T = TypeVar("_T")
@@ -50,23 +54,48 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Settings, make: Callable[[], Engine], gpus: Gpus, queue: Queue, inbox: Queue, fleet: Fleet
+        self,
+        settings: Settings,
+        make: Callable[[], Engine],
+        gpus: Gpus,
+        queue: Queue,
+        inbox: Queue,
+        fleet: Fleet,
+        lengths: Lengths | None = None,
     ) -> None:
         self._settings = settings.worker
         self._queue = queue
         self._fleet = fleet
+        self._lengths = lengths
         self.id = new_worker_id()
         self.state = WorkerState.STARTING
         self._life: Life | None = None
         self._held = Held()
-        self._vitals = Vitals(settings.worker, gpus)
+        self._measured = Measured(settings.worker, gpus)
+        self._vitals = Vitals(settings.worker, self._measured)
+        self._held.holds_tokens = self._holds_tokens
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
         self._at_once = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
         self._health = Health(self._held, after_s=self._settings.probe_after_s, timeout_s=self._settings.probe_timeout_s)
-        self._room = EngineRoom(make, self._settings.engine, self._health, most_failures=self._settings.engine_failures)
-        self._intake = Intake(queue, inbox, self._held, on_tokens=self._count_tokens, on_completed=self._room.completed)
+        self._room = EngineRoom(
+            make,
+            self._settings.engine,
+            self._health,
+            Place(settings.worker, gpus),
+            most_failures=self._settings.engine_failures,
+        )
+        self._learned = Learned()
+        self._intake = Intake(
+            queue,
+            inbox,
+            self._held,
+            on_tokens=self._count_tokens,
+            on_completed=self._room.completed,
+            on_ended=self._learned.ended,
+            around=Beside(self._held, largest_tokens=self._largest_tokens, before_move=lambda: self._heart.park_now()),
+        )
         self._steps = Steps(self._count_steps, self._see_hung, longest_gap_s=2 * self._settings.heartbeat_s)
         self._heart = Heart(
             queue,
@@ -77,6 +106,7 @@ class Worker:
             offer=self._offer,
             on_barred=self._new_incarnation,
             on_return=lambda: self._spawn(self._publish()),
+            learn=self._learn,
             every_s=self._settings.heartbeat_s,
             ttl_s=self._settings.heartbeat_ttl_s,
         )
@@ -130,6 +160,7 @@ class Worker:
     async def _work(self, life: Life, sick: Sick | None) -> None:
         """Until a drain is over or the engine is dead."""
         self._life, self._vitals.info = life, life.info
+        self._measured.look(life.engine, life.info)
         self._steps.hang_s = life.hang_s(self._settings.hang_s)
         try:
             await self._unless_draining(self._publish())
@@ -218,6 +249,7 @@ class Worker:
         suspects = await suspects_of(self._held, death)
         old, self.id = self.id, new_worker_id()
         self.state, self._life = WorkerState.LOADING, None
+        self._measured.forget()
         for execution in self._held:
             execution.stop("the engine died")
         self._held.clear()
@@ -250,11 +282,36 @@ class Worker:
         life = self._life
         if life is None or life.died.done() or self.state not in _OFFERING:
             return None
-        return offer(life.info, self.id, self._held.holdings(), accepting=self.state is WorkerState.READY)
+        accepting = self.state is WorkerState.READY
+        return self._measured.offer(
+            life.info, self.id, self._held.holdings(), accepting=accepting, cautious=self._held.is_cautious
+        )
 
     def _say(self) -> Heartbeat:
-        holdings = self._held.holdings()
-        return self._vitals.heartbeat(self.id, self.state, holdings, self._room.progress, self._health.last)
+        life = self._life
+        if life is not None and not life.died.done():
+            self._measured.look(life.engine, life.info)
+            self._held.relieve()
+        return self._vitals.heartbeat(self.id, self.state, self._held, self._room.progress, self._health.last)
+
+    def _holds_tokens(self) -> int | None:
+        """KV tokens that may be held together now; None where that is not ours to say."""
+        life = self._life
+        if life is None or not life.info.card.moves_overruns:
+            return None
+        return holds_at_once(life.info, self._measured.room(life.info, self._held.holdings(), cautious=False))
+
+    async def _learn(self) -> None:
+        """Tell the fleet how long answers got, where a cost may follow from that."""
+        life = self._life
+        if self._lengths is not None and life is not None and life.info.card.moves_overruns:
+            self._learned.look(e.growth for e in self._held)
+            await tell(self._lengths, life.info.card.name, self._learned.counts)
+
+    async def _largest_tokens(self) -> int:
+        life = self._life
+        card = await self._fleet.card(life.info.card.name) if life is not None else None
+        return card.max_cost_tokens if card is not None else 0
 
     def _count_tokens(self, count: int) -> None:
         self._vitals.meter.count(count)

@@ -28,13 +28,13 @@ def test_room_in_redis_is_never_more_than_what_is_free(held: list[Holding]) -> N
 
 @given(holdings, st.builds(Holding, st.integers(0, 400), st.integers(0, 400)))
 def test_what_fits_leaves_the_engine_within_its_limits(held: list[Holding], one: Holding) -> None:
-    if fits(INFO, held, one):
+    if fits(INFO.limit_tokens, INFO.slots, held, one):
         assert needed([*held, one]) <= INFO.limit_tokens
         assert len(held) + 1 <= INFO.slots
 
 
 def test_a_full_room_takes_no_more() -> None:
     four = [Holding(10, 10)] * 4
-    assert not fits(INFO, four, Holding(1, 1))
-    assert not fits(INFO, [Holding(100, 990)], Holding(16, 16))
-    assert fits(INFO, [Holding(100, 984)], Holding(16, 16))
+    assert not fits(1000, 4, four, Holding(1, 1))
+    assert not fits(1000, 4, [Holding(100, 990)], Holding(16, 16))
+    assert fits(1000, 4, [Holding(100, 984)], Holding(16, 16))

@@ -200,17 +200,14 @@ class TransformersEngine:
     def _load(self) -> tuple[LoadedModel, str]:
         import torch
 
-        from worker.engines.transformers_batching import make_manager, quiet, watch_steps
+        from worker.engines.transformers_batching import make_manager, quiet
 
         quiet()
         device = pick_device(self._settings.device)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
         loaded = load(self._settings, device, self._tell)
         self._tell("making the KV cache")
-        manager = make_manager(self._settings, loaded, device.type)
-        watch_steps(manager, self._stepped)
-        manager.start()
-        self._manager = manager
+        self._manager = make_manager(self._settings, loaded, device.type, self._stepped)
         return loaded, str(device)
 
     def _stepped(self, decoding: int, prefilled: int, took_s: float) -> None:

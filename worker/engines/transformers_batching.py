@@ -26,6 +26,10 @@ _CPU_CONTEXTS = 16  # contexts the KV budget holds on a CPU, if a quarter of the
 _LIBRARY_LOG = logging.getLogger("ContinuousBatchingLogger")
 
 
+Stepped = Callable[[int, int, float], None]
+"""Sequences that decoded, prompt tokens read, seconds."""
+
+
 class _Nowhere(queue.Queue[Any]):
     """Where a step under way says what it still has for a request that was closed."""
 
@@ -39,8 +43,8 @@ def quiet() -> None:
     _LIBRARY_LOG.setLevel(logging.CRITICAL)
 
 
-def make_manager(settings: WorkerSettings, loaded: LoadedModel, device: str) -> Any:
-    """A manager that was not started; its KV cache is allocated here. `device`: cpu or cuda."""
+def make_manager(settings: WorkerSettings, loaded: LoadedModel, device: str, stepped: Stepped) -> Any:
+    """A running manager; its KV cache is allocated here. `device`: cpu or cuda. `stepped` hears of each step, in its thread."""
     slots = settings.slots or _SLOTS[device]
     page = _FLASH_PAGE_TOKENS if device == "cuda" and is_flash_attn_2_available() else PAGE_TOKENS
     tokens = settings.kv_tokens
@@ -72,11 +76,12 @@ def make_manager(settings: WorkerSettings, loaded: LoadedModel, device: str) -> 
             param="worker.kv_tokens",
         ) from error
     _LIBRARY_LOG.setLevel(logging.ERROR)
+    _watch_steps(manager, stepped)
+    manager.start()
     return manager
 
 
-def watch_steps(manager: Any, stepped: Callable[[int, int, float], None]) -> None:
-    """From now on call `stepped(sequences that decoded, prompt tokens read, seconds)` after each step, in its thread."""
+def _watch_steps(manager: Any, stepped: Stepped) -> None:
     scheduler, step = manager.batch_processor.scheduler, manager._generation_loop_body
     schedule, batch = scheduler.schedule_batch, list[tuple[int, int]]()
 

@@ -14,6 +14,7 @@ from typing import Any
 from dispatch.errors import PenstockError
 from dispatch.messages import TokenizerFiles
 from dispatch.settings import WorkerSettings
+from worker import reservation
 from worker.engines.naming import served_name
 
 DEMO = "demo"
@@ -112,11 +113,12 @@ def load(settings: WorkerSettings, device: Any, tell: Callable[[str], None]) -> 
 
 
 def available_ram_bytes() -> int:
-    """Memory this machine could give us now."""
+    """Memory this machine could give us now, less what other workers were promised of it and have not filled yet."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
-        return 2 * 1024**3
+        free = 2 * 1024**3
+    return max(0, free - reservation.promised_elsewhere_bytes("host", (os.getpid(),)))
 
 
 def _files(model: Any, tokenizer: Any) -> TokenizerFiles:

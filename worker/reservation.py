@@ -1,0 +1,108 @@
+"""Two workers on one device: who may start now, and what each was promised and has not taken yet.
+
+A lock file a device is held while an engine loads and sizes its memory, so that two do not both see the same free memory. A
+record a worker says what it may come to hold; what it holds already is seen by the device. Files of this machine, in a
+folder of this user: they die with their processes (a lock at once, a record is passed over). Never here: what is started.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+_LOOK_S = 0.1
+_NAME = re.compile(r"[^A-Za-z0-9.-]")
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What one worker's engine may come to hold of a device: `bytes` in all, by the process `pid`."""
+
+    pid: int
+    started: str
+    bytes: int
+
+
+def folder() -> Path:
+    """Where the files lie: `PENSTOCK_RUNTIME_DIR`, the user's runtime folder, or the one for temporary files."""
+    chosen = os.environ.get("PENSTOCK_RUNTIME_DIR")
+    base = Path(chosen or os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    path = base / f"penstock-{os.getuid()}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.asynccontextmanager
+async def start_lock(device: str, on_wait: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+    """Held while an engine starts on that device. The kernel lets go of it when its holder dies."""
+    with (folder() / f"start-{_safe(device)}.lock").open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                on_wait()
+                await asyncio.sleep(_LOOK_S)
+        yield
+
+
+def promise(device: str, pid: int, total_bytes: int) -> None:
+    """Note that the process may come to hold so much of the device, what it holds already included."""
+    path = _record(device, pid)
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(msgspec.json.encode(Record(pid, _started(pid), total_bytes)))
+    fresh.replace(path)
+
+
+def withdraw(device: str, pid: int) -> None:
+    """The process holds nothing any more."""
+    with contextlib.suppress(OSError):
+        _record(device, pid).unlink()
+
+
+def promised_elsewhere_bytes(device: str, own: Iterable[int], held_bytes: Callable[[int], int] | None = None) -> int:
+    """What processes other than `own` were promised of the device and do not hold yet. Records of the dead count for nothing."""
+    ours, promised = frozenset(own), 0
+    for path in folder().glob(f"{_safe(device)}.*.json"):
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=Record)
+        except (OSError, msgspec.DecodeError):
+            continue
+        if record.started != _started(record.pid):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        elif record.pid not in ours:
+            promised += max(0, record.bytes - (held_bytes or rss_bytes)(record.pid))
+    return promised
+
+
+def rss_bytes(pid: int | str = "self") -> int:
+    """Resident memory of a process; 0 where the system does not say."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123 (read every beat)
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _record(device: str, pid: int) -> Path:
+    return folder() / f"{_safe(device)}.{pid}.json"
+
+
+def _safe(device: str) -> str:
+    return _NAME.sub("_", device)
+
+
+def _started(pid: int) -> str:
+    """When a process began, so that its number used again is not taken for it; "" when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]
