@@ -60,6 +60,7 @@ def _ps(args: argparse.Namespace) -> int:
         ("gpu", lambda w: (w.get("gpu") or {}).get("name")),
         ("free", lambda w: size((w.get("gpu") or {}).get("free_bytes"))),
         ("running", lambda w: w.get("running")),
+        ("room", _room),
         ("probe", _probe),
         ("seen", lambda w: span(w["heartbeat_age_ms"] / 1000)),
     )
@@ -75,6 +76,15 @@ def _ps(args: argparse.Namespace) -> int:
 def _state(worker: Row) -> str:
     """Of a worker in trouble the reason, too."""
     return f"{worker.get('state')} {worker.get('progress') or worker.get('error') or ''}".strip()
+
+
+def _room(worker: Row) -> str:
+    """KV tokens that fit now, of those it could hold; and what bounds it, if that is not its engine."""
+    room = worker.get("room")
+    if not room:
+        return "-"
+    bound = "" if room["bound_by"] == "engine" else f" ({room['bound_by']})"
+    return f"{max(0, room['room_tokens'])} of {room['capacity_tokens'] - room['headroom_tokens']}{bound}"
 
 
 def _probe(worker: Row) -> str:
