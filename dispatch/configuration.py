@@ -102,8 +102,14 @@ def as_environment(settings: Settings) -> dict[str, str]:
     for key, _ in leaves(Settings):
         value = _reveal(value_of(settings, key))
         if value is not None:
-            result[variable(key)] = ",".join(value) if isinstance(value, tuple) else str(value)
+            result[variable(key)] = _as_text(value)
     return result
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={part}" for name, part in value.items())
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def value_of(settings: Settings, key: str) -> Any:
@@ -123,6 +129,8 @@ def shown(key: str, value: Any) -> Any:
         return MASK if not isinstance(value, (list, tuple)) else [MASK] * len(value)
     if isinstance(value, str):
         return mask_url(value)
+    if isinstance(value, Mapping):
+        return {name: str(part) for name, part in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
@@ -228,7 +236,11 @@ def _read_secret(name: str, path: str, origin: Origin) -> str:
 
 
 def _from_text(field: FieldInfo, text: str) -> Any:
-    """What a text means for a field: lists are split at commas and lines, words of a choice are taken in any case."""
+    """What a text means for a field: lists and name=value pairs are split at commas and lines, words of a choice are taken in
+    any case."""
+    if get_origin(field.annotation) is Mapping:
+        pairs = [part.partition("=") for part in re.split(r"[,\n]", text) if part.strip()]
+        return {name.strip(): value.strip() for name, _, value in pairs}
     if get_origin(field.annotation) is tuple:
         # Something was given: nothing but separators (an empty file) must not read as "no keys, open to all".
         return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip()) or ("",)

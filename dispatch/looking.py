@@ -256,6 +256,12 @@ def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> m.RequestR
             granted_at_ms=number("granted_at"),
             attempt_begun_at_ms=number("attempt_begun_at"),
             story=tuple(msgspec.json.decode(line, type=m.Attempt) for line in text("story").splitlines()),
+            prompt_tokens=number("prompt"),
+            strategy=text("strategy"),
+            session=text("session"),
+            pinned=text("pinned"),
+            reserved=text("reserved"),
+            meetings=text("meetings"),
         )
     except (ValueError, msgspec.MsgspecError) as error:
         raise _unreadable(key, error) from error

@@ -317,6 +317,12 @@ class RequestRecord:
     granted_at_ms: int = 0
     attempt_begun_at_ms: int = 0
     story: tuple[Attempt, ...] = ()
+    prompt_tokens: int = 0
+    strategy: str = ""
+    session: str = ""
+    pinned: str = ""  # the worker that keeps room for it,
+    reserved: str = ""  # or is kept free for it, a suspect
+    meetings: str = ""  # see dispatch/meetings.py
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,17 @@ Never here: what the values cause.
 
 import re
 import urllib.parse
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from dispatch.errors import PenstockError
 from dispatch.keys import check_model_name
 from dispatch.rules import QueueRules
+from dispatch.scores import DEFAULT, Strategy
 
 _LEAST_KEY_CHARACTERS = 8
 # What an Authorization header and a comma-separated variable carry unchanged.
@@ -98,6 +100,28 @@ class QueueSettings(_Section):
     max_deadline_s: float = Field(86_400.0, gt=0, description="longest deadline a request may name")
     lease_s: float = Field(10.0, gt=0, description="lease of a running request; renewed while its engine makes steps")
     retention_s: float = Field(900.0, gt=0, description="how long an ended request's output is kept")
+    strategy: Strategy = Field(DEFAULT, description="what chooses the worker of a request that names no strategy itself")
+    strategies: Mapping[str, Strategy] = Field(
+        {}, description="the same for single models, like demo=session,other=round_robin; in TOML a table"
+    )
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _are_strategies(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            raise ValueError("it must be model=strategy pairs")
+        for model, strategy in given.items():
+            try:
+                check_model_name(str(model))
+            except PenstockError as error:
+                raise ValueError(f"{model!r} can be no model's name; {error.hint[:1].lower()}{error.hint[1:-1]}") from error
+            if strategy not in list(Strategy):
+                raise ValueError(f"for {model!r}, {strategy!r} is none of {', '.join(Strategy)}")
+        return given
+
+    def strategy_of(self, model: str) -> Strategy:
+        """What chooses the worker of a model's requests that name no strategy themselves."""
+        return self.strategies.get(model, self.strategy)
 
     def rules(self) -> QueueRules:
         """The queue's rules with these numbers."""

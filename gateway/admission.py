@@ -14,11 +14,13 @@ from typing import Any
 from dispatch import pricing
 from dispatch.errors import PenstockError
 from dispatch.messages import InferenceRequest, InputKind, ModelCard, NewRequest, Sampling, encode, new_id
+from dispatch.scores import Strategy
 from dispatch.settings import QueueSettings
 from dispatch.states import OnDisconnect, Priority
 from gateway.asking import asked, checked_messages, param_of
 from gateway.context import Gateway
 from gateway.fields import CONSUMED, NativeFields, Sampled, refuse_unsupported
+from gateway.sessions import hashed, session_of
 
 DEFAULT_MAX_TOKENS = 1024
 
@@ -36,6 +38,9 @@ class Terms:
     reader: str = ""
     idempotency: str = ""
     body_hash: str = ""
+    strategy: Strategy | None = None
+    session: str = ""
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +86,8 @@ async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], term
     if most > card.max_cost_tokens:
         raise PenstockError(
             "unschedulable",
-            f"It needs {most} tokens of memory ({prompt_tokens} prompt + {max_tokens} answer); the largest worker of "
-            f"{card.name!r} ever seen holds {card.max_cost_tokens}.",
+            f"It needs {most} KV tokens (prompt {prompt_tokens} + max_tokens {max_tokens}, in whole pages); the largest worker "
+            f"of {card.name!r} ever seen holds {card.max_cost_tokens}.",
             hint="Shorten the prompt, ask for fewer max_tokens, or start a worker with more KV memory.",
             param="max_tokens",
             extra={
@@ -107,6 +112,7 @@ async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], term
         body={k: v for k, v in body.items() if k not in CONSUMED} if upstream else _for_ours(fields),
         cost_tokens=cost,
     )
+    strategy = terms.strategy or gateway.settings.queue.strategy_of(card.name)
     new = NewRequest(
         id=request.id,
         model=card.name,
@@ -121,6 +127,9 @@ async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], term
         reader=terms.reader,
         idempotency=terms.idempotency,
         body_hash=terms.body_hash,
+        prompt_tokens=prompt_tokens,
+        strategy=strategy,
+        session=terms.session or (terms.caller if strategy is Strategy.SESSION else ""),
     )
     return Admitted(new, card, prompt_tokens, max_tokens)
 
@@ -130,11 +139,16 @@ def terms_from(
     raw_body: bytes,
     settings: QueueSettings,
     tenant: str,
-    fields: NativeFields | None,
+    fields: Sampled,
     on_disconnect: OnDisconnect,
+    address: str = "",
 ) -> Terms:
-    """The terms of a request, from its headers and (native API) its body, which wins. `on_disconnect` is the default."""
-    deadline_s = fields.deadline_seconds if fields and fields.deadline_seconds else _seconds(headers, "x-request-timeout")
+    """The terms of a request, from its headers and its body; on the native API the body wins. `on_disconnect` is the default.
+
+    `address` is the client's.
+    """
+    native = fields if isinstance(fields, NativeFields) else None
+    deadline_s = native.deadline_seconds if native and native.deadline_seconds else _seconds(headers, "x-request-timeout")
     if deadline_s is None:
         deadline_s = settings.deadline_s
     if deadline_s > settings.max_deadline_s:
@@ -144,8 +158,8 @@ def terms_from(
             hint="Ask for less, or let the operator raise PENSTOCK_QUEUE__MAX_DEADLINE_S.",
             param="deadline_seconds",
         )
-    priority = fields.priority if fields and fields.priority else _one_of(headers, "x-penstock-priority", Priority)
-    wish = fields.on_disconnect if fields and fields.on_disconnect else _one_of(headers, "x-penstock-on-disconnect", OnDisconnect)
+    priority = native.priority if native and native.priority else _one_of(headers, "x-penstock-priority", Priority)
+    wish = native.on_disconnect if native and native.on_disconnect else _one_of(headers, "x-penstock-on-disconnect", OnDisconnect)
     key = headers.get("idempotency-key", "")
     if len(key) > 255:
         raise PenstockError(
@@ -154,12 +168,15 @@ def terms_from(
     return Terms(
         deadline_ms=max(1, int(deadline_s * 1000)),
         priority=priority or Priority.NORMAL,
-        max_attempts=fields.max_attempts if fields and fields.max_attempts else settings.max_attempts,
+        max_attempts=native.max_attempts if native and native.max_attempts else settings.max_attempts,
         on_disconnect=wish or on_disconnect,
         on_disconnect_is_default=wish is None,
         tenant=tenant,
         idempotency=hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if key else "",
         body_hash=hashlib.sha256(raw_body).hexdigest() if key else "",
+        strategy=native.strategy if native and native.strategy else _one_of(headers, "x-penstock-strategy", Strategy),
+        session=session_of(headers, fields, tenant),
+        caller=hashed("address", address, tenant),
     )
 
 

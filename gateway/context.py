@@ -93,7 +93,7 @@ def gateway_of(http_request: Request) -> Gateway:
 
 
 def address_of(http_request: Request) -> str:
-    """The client's address; behind a proxy the proxy's, for anyone can write a header."""
+    """The client's address as the server knows it: it believes X-Forwarded-For of a proxy on this machine alone."""
     return http_request.client.host if http_request.client else ""
 
 

@@ -11,11 +11,13 @@ import msgspec
 from msgspec import Meta
 
 from dispatch.errors import PenstockError
+from dispatch.scores import Strategy
 from dispatch.states import OnDisconnect, Priority
 
 MAX_MESSAGES = 1024
 MAX_STOPS = 8
 MAX_STOP_CHARACTERS = 64
+MAX_SESSION_CHARACTERS = 255
 _LARGEST = 2**31 - 1
 
 _Count = Annotated[int, Meta(ge=1, le=_LARGEST)]
@@ -55,7 +57,14 @@ class Sampled(msgspec.Struct, kw_only=True):
         return self.max_tokens
 
 
-class ChatFields(Sampled, kw_only=True):
+class Spoken(Sampled, kw_only=True):
+    """What the OpenAI API's requests may say that they belong to. Some put anything into `user`: only a text counts."""
+
+    prompt_cache_key: Annotated[str, Meta(max_length=MAX_SESSION_CHARACTERS)] | None = None
+    user: Any = None
+
+
+class ChatFields(Spoken, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_MESSAGES)]
@@ -66,7 +75,7 @@ class ChatFields(Sampled, kw_only=True):
         return self.max_completion_tokens or self.max_tokens
 
 
-class CompletionFields(Sampled, kw_only=True):
+class CompletionFields(Spoken, kw_only=True):
     """POST /v1/completions."""
 
     prompt: str | Annotated[list[Any], Meta(min_length=1)]
@@ -83,13 +92,17 @@ class NativeFields(Sampled, kw_only=True, forbid_unknown_fields=True):
     deadline_seconds: Annotated[float, Meta(gt=0)] | None = None
     on_disconnect: OnDisconnect | None = None
     max_attempts: Annotated[int, Meta(ge=1, le=100)] | None = None
+    strategy: Strategy | None = None
+    session: Annotated[str, Meta(min_length=1, max_length=MAX_SESSION_CHARACTERS)] | None = None
 
     def wanted_tokens(self) -> int | None:
         """The newer name wins."""
         return self.max_completion_tokens or self.max_tokens
 
 
-CONSUMED = frozenset({"priority", "deadline_seconds", "on_disconnect", "max_attempts", "stream", "stream_options", "model"})
+CONSUMED = frozenset(
+    {"priority", "deadline_seconds", "on_disconnect", "max_attempts", "strategy", "session", "stream", "stream_options", "model"}
+)
 """Fields that Penstock itself acts on: an upstream server never sees them."""
 
 

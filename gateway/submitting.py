@@ -163,6 +163,9 @@ def renewed(record: RequestRecord, kept: InferenceRequest, tenant: str, new_id: 
         tenant=tenant,
         max_attempts=record.max_attempts,
         retry_of=record.id,
+        prompt_tokens=record.prompt_tokens,
+        strategy=record.strategy,
+        session=record.session,
     )
 
 

@@ -19,7 +19,7 @@ from dispatch.states import OnDisconnect, WorkerState
 from gateway.admission import admit, terms_from
 from gateway.auth import Tenant, authenticated
 from gateway.bodies import parse_object, read_body
-from gateway.context import Gateway, gateway_of, store_present
+from gateway.context import Gateway, address_of, gateway_of, store_present
 from gateway.fields import ChatFields, CompletionFields, Sampled, parse
 from gateway.problems import ended_badly, error_member, problem
 from gateway.reading import Over, Reader
@@ -71,7 +71,8 @@ async def _answer(http_request: Request, tenant: str, shape: type[Sampled], kind
         raise PenstockError(
             "invalid_request", "stream_options: only with stream.", hint="Set stream to true.", param="stream_options"
         )
-    terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, None, OnDisconnect.CANCEL)
+    address = address_of(http_request)
+    terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, fields, OnDisconnect.CANCEL, address)
     admitted = await admit(gateway, fields, body, dataclasses.replace(terms, reader=gateway.feed.gateway))
     timer = _Timer(gateway, admitted.card.name)
     done, reader = await submit_read(gateway, admitted.new)

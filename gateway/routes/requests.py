@@ -17,7 +17,7 @@ from dispatch.states import OnDisconnect, RequestState, shown
 from gateway.admission import admit, terms_from
 from gateway.auth import Tenant, authenticated
 from gateway.bodies import parse_object, read_body
-from gateway.context import Gateway, gateway_of, store_present
+from gateway.context import Gateway, address_of, gateway_of, store_present
 from gateway.fields import NativeFields, parse
 from gateway.native_events import NativeFrames, first_chain, resume_from
 from gateway.queries import LARGEST_PAGE, MAX_WAIT_S, PAGE, moment_ms, number, preferred_wait_s, row_of
@@ -47,7 +47,7 @@ async def post(http_request: Request, tenant: Tenant) -> Response:
     # A client that waits here has no id yet: when it leaves, nobody can ever read the answer. When it was told the id, it
     # goes on without a reader, unless the client named another wish.
     default = OnDisconnect.CANCEL if wait_s else OnDisconnect.CONTINUE
-    terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, fields, default)
+    terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, fields, default, address_of(http_request))
     if not wait_s:
         admitted = await admit(gateway, fields, body, terms)
         return accepted(admitted.new, await submit(gateway, admitted.new))

@@ -32,6 +32,8 @@ def add_submit(group: Any) -> None:
     parser.add_argument("--model", help="which model (default demo, or the body's)")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
     parser.add_argument("--priority", choices=["high", "normal", "low"], help="which line it waits in")
+    parser.add_argument("--strategy", metavar="NAME", help="what chooses its worker (default: the model's; docs/strategies.md)")
+    parser.add_argument("--session", metavar="ID", help="what it belongs to, for the strategy `session`")
     parser.add_argument("--deadline", type=span_of, metavar="SPAN", help="drop it after this long (30s, 5m)")
     parser.add_argument("--idempotency-key", metavar="KEY", help="the same key and body again is the same request")
     parser.add_argument("--stream", action="store_true", help="print the answer while it comes")
@@ -134,6 +136,10 @@ def _body(args: argparse.Namespace) -> dict[str, Any]:
         body["max_tokens"] = args.max_tokens
     if args.priority:
         body["priority"] = args.priority
+    if args.strategy:
+        body["strategy"] = args.strategy
+    if args.session:
+        body["session"] = args.session
     if args.deadline is not None:
         body["deadline_seconds"] = args.deadline
     return body

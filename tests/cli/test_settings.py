@@ -221,3 +221,35 @@ def test_every_secret_is_known_to_the_mask(tmp_path: Path) -> None:
 def test_every_setting_has_a_description_and_a_variable() -> None:
     assert [key for key, field in leaves(Settings) if not field.description] == []
     assert variable("redis.url") == "PENSTOCK_REDIS__URL"
+
+
+def test_strategies_come_from_every_layer_and_go_to_a_child(tmp_path: Path) -> None:
+    (tmp_path / "penstock.toml").write_text('[queue]\nstrategy = "round_robin"\n[queue.strategies]\n"org/m:1" = "session"\n')
+    queue = load_settings({}, environment={}, folder=tmp_path).queue
+    assert [queue.strategy_of(model) for model in ("demo", "org/m:1")] == ["round_robin", "session"]
+    given = {"PENSTOCK_QUEUE__STRATEGIES": "demo=least_loaded, org/m:1=pull\n"}
+    settings = load_settings({}, environment=given, folder=tmp_path)
+    assert [settings.queue.strategy_of(model) for model in ("demo", "org/m:1", "x")] == ["least_loaded", "pull", "round_robin"]
+    (tmp_path / "child").mkdir()
+    assert load_settings({}, environment=as_environment(settings), folder=tmp_path / "child").queue == settings.queue
+    assert shown("queue.strategies", settings.queue.strategies) == {"demo": "least_loaded", "org/m:1": "pull"}
+    assert load_settings({}, environment={}, folder=tmp_path / "child").queue.strategy_of("demo") == "pull"
+
+
+@pytest.mark.parametrize(
+    ("toml", "environment", "parts"),
+    [
+        ("", {"PENSTOCK_QUEUE__STRATEGY": "astrology"}, ["queue.strategy = 'astrology'", "'pull'", "'session'"]),
+        ("", {"PENSTOCK_QUEUE__STRATEGIES": "Demo=astrology"}, ["for 'Demo', 'astrology' is none of pull, ", "session"]),
+        ("", {"PENSTOCK_QUEUE__STRATEGIES": "demo"}, ["for 'demo', '' is none of pull"]),
+        ("", {"PENSTOCK_QUEUE__STRATEGIES": "a{b}=pull"}, ["'a{b}' can be no model's name", "use letters"]),
+        ('[queue]\nstrategies = "pull"\n', {}, ["queue.strategies = 'pull'", "model=strategy"]),
+    ],
+)
+def test_a_strategy_that_is_none_is_told_with_the_choices(
+    toml: str, environment: dict[str, str], parts: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "penstock.toml").write_text(toml)
+    error = refused({}, environment, tmp_path)
+    assert error.param in ("queue.strategy", "queue.strategies")
+    assert [part for part in parts if part not in error.message] == []

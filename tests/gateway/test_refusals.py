@@ -159,6 +159,9 @@ async def test_what_no_worker_can_hold_is_unschedulable_with_the_numbers(
         assert answer.status_code == 422
         body = answer.json()
         assert body["error"]["code"] == "unschedulable" and body["max_cost_tokens"] == 64 and body["cost_tokens"] == 112
+        assert (body["prompt_tokens"], body["max_tokens"]) == (3, 100) and "start a worker with more" in body["hint"]
+        for part in ("needs 112 KV tokens", "prompt 3 + max_tokens 100", "holds 64"):
+            assert part in body["detail"]
         # Without max_tokens it is made to fit.
         fits = await gateway.client.post("/v1/requests", json=CHAT, headers={"Prefer": "wait=5"})
         assert fits.status_code == 200
