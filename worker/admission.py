@@ -34,17 +34,16 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """The device's memory now, in bytes: free of it, to be left free, and promised to other workers that have not taken it."""
+    """The device's memory now, in bytes: free of it, to be left free, and promised to other workers that have not taken it.
+
+    `squeezed`: others took so much that not even the headroom is left.
+    """
 
     total_bytes: int
     free_bytes: int
     headroom_bytes: int = 0
     promised_bytes: int = 0
-
-    @property
-    def spare_bytes(self) -> int:
-        """What may still be taken; below 0 when too much is."""
-        return self.free_bytes - self.headroom_bytes - self.promised_bytes
+    squeezed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def room(
     each = info.card.kv_bytes_per_token
     if memory is not None and info.pooled:
         # The pool stands whatever others take; but without memory for the steps themselves nothing more may come.
-        if memory.spare_bytes < 0 and capacity > counted:
+        if memory.squeezed and capacity > counted:
             capacity, bound_by = counted, "device"
     elif memory is not None and each:
         # Of two views of what it holds the smaller: what just ended may be gone from one, what just began not be in the other.

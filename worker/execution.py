@@ -159,15 +159,15 @@ class Execution:
     async def _generate(self, begun: Begun, done: Any) -> Completed:
         """Take what the engine says into `_gathered`, to the end."""
         self.generating, self.generating_since = True, time.monotonic()
-        self._around.grown()
+        self._around.begun()
         try:
             async with aclosing(self._engine.generate(begun.request, done)) as answer:  # type: ignore[type-var]
                 async for chunk in answer:
                     self._gathered.add(chunk)
                     tokens = len(chunk.tokens) or bool(chunk.text)
                     self._on_tokens(tokens)
-                    if self.growth.count(tokens):
-                        self._around.grown()
+                    if pages := self.growth.count(tokens):
+                        self._around.grown(pages)
                     self._fresh.set()
                     if chunk.finish_reason is not None:
                         self._said_last = True

@@ -173,20 +173,22 @@ class NvmlGpus:
             return memory.total, memory.free, 0
 
     def _foreign_bytes(self, handle: Any, own: frozenset[int]) -> int | None:
-        """What processes other than `own` hold; None if not known of every one."""
+        """What processes other than `own` hold; None if not known of every one, or if ours have other numbers there than here."""
         used: dict[int, int] = {}
+        seen = set[int]()
         for call in ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetGraphicsRunningProcesses_v3"):
             found = self._ask(call, handle)
             if found is None:
                 return None
             for process in found:
+                seen.add(process.pid)
                 if process.pid in own:
                     continue
                 if process.usedGpuMemory is None:
                     return None
                 # One that computes and draws stands in both lists with the same memory.
                 used[process.pid] = max(used.get(process.pid, 0), process.usedGpuMemory)
-        return sum(used.values())
+        return sum(used.values()) if seen & own or not own else None
 
     def _ask(self, call: str, *about: Any) -> Any:
         """What the driver says; None if it does not, or does not know the question."""

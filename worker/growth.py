@@ -34,11 +34,11 @@ class Growth:
         self._most_tokens = most_tokens
         self.spoken_tokens = self.told_tokens = done_tokens
 
-    def count(self, tokens: int) -> bool:
-        """It said more; whether that took another page."""
+    def count(self, tokens: int) -> int:
+        """It said more; how many pages that took at most."""
         pages = self.spoken_tokens // PAGE_TOKENS
         self.spoken_tokens += tokens
-        return self.spoken_tokens // PAGE_TOKENS != pages
+        return self.spoken_tokens // PAGE_TOKENS - pages
 
     def holding(self, *, generating: bool) -> Holding:
         """What it costs, as it is known now."""
@@ -61,8 +61,11 @@ class Growth:
 class Around:
     """What an execution asks of, and tells, those beside it. This one stands for nobody beside it."""
 
-    def grown(self) -> None:
-        """It holds a page more, or has begun."""
+    def begun(self) -> None:
+        """It fills memory from now on."""
+
+    def grown(self, pages: int) -> None:
+        """It filled so many pages more."""
 
     def is_crowded(self, execution: "Execution") -> bool:
         """Whether the memory is so full with the others that it is theirs it lacks."""

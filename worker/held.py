@@ -32,6 +32,7 @@ class Held:
         self._admitted: set[tuple[str, int]] = set()
         self._changed = asyncio.Event()
         self._cautious_until = 0.0
+        self._spare_pages = 0
         self.overruns = 0
         self.holds_tokens: Callable[[], int | None] = lambda: None
         """KV tokens that may be held together now, as the device and the engine tell."""
@@ -89,20 +90,26 @@ class Held:
         """Whether estimates have just proved too small."""
         return time.monotonic() < self._cautious_until
 
+    def grown(self, pages: int) -> None:
+        """Something filled so many pages more. Looked into only once that can matter: it happens thousands of times a second."""
+        self._spare_pages -= pages
+        if self._spare_pages <= 0:
+            self.relieve()
+
     def relieve(self) -> None:
         """Where the next step might not find its memory, the youngest makes room: it has the least to lose. At once, so that
         no engine has to find out."""
         holds = self.holds_tokens()
         if holds is None:
             return
-        moving = [e for e in self._executions.values() if e.is_decided]
         growing = [e for e in self._executions.values() if e.generating and not e.is_decided]
         # What is already on its way out needs nothing more.
         while growing and is_overrun(holds, [e.holding for e in growing]):
             youngest = max(growing, key=lambda e: e.generating_since)
             growing.remove(youngest)
-            self._note_overrun(youngest, holds, len(growing) + len(moving))
+            self._note_overrun(youngest, holds, len(growing))
             youngest.move("it outgrew the memory there is here")
+        self._spare_pages = (holds - sum(e.holding.reach_tokens for e in growing)) // PAGE_TOKENS
 
     def is_crowded(self, execution: Execution) -> bool:
         """Whether memory ran out because of what those beside it hold: by their count of pages, or nearly."""
@@ -148,8 +155,11 @@ class Beside(Around):
         self._largest_tokens = largest_tokens
         self._before_move = before_move
 
-    def grown(self) -> None:
+    def begun(self) -> None:
         self._held.relieve()
+
+    def grown(self, pages: int) -> None:
+        self._held.grown(pages)
 
     def is_crowded(self, execution: Execution) -> bool:
         return self._held.is_crowded(execution)

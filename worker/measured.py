@@ -12,7 +12,7 @@ from dispatch.settings import WorkerSettings
 from worker import reservation
 from worker.admission import DeviceMemory, Holding, Speeds, offer, room
 from worker.engines.base import Engine, EngineInfo, EngineLoad
-from worker.gpu import Gpus, device_of
+from worker.gpu import HOST, Gpus, device_of
 
 
 class Measured:
@@ -26,12 +26,17 @@ class Measured:
         self._memory: DeviceMemory | None = None
         self._utilisation = 0.0
         self._looked: tuple[float, float] | None = None
+        self._foreign_at_start: int | None = None
+        self._of: EngineInfo | None = None
 
     def look(self, engine: Engine, info: EngineInfo) -> None:
         """Ask the engine, then the device: what grows in between is then missing on the safe side."""
         self._load = engine.load()
+        is_new, self._of = self._of is not info, info
         own = [os.getpid(), getattr(engine, "pid", None) or 0]
         self.gpu = device_of(self._gpus, info.device, own)
+        if is_new:
+            self._foreign_at_start = self.gpu.foreign_bytes if self.gpu is not None else None
         self._memory = self._memory_of(self.gpu, own) if self.gpu is not None else None
         self._utilisation = self._busy_share(time.monotonic())
 
@@ -58,7 +63,13 @@ class Measured:
     def _memory_of(self, gpu: GpuStatus, own: Sequence[int]) -> DeviceMemory:
         promised = reservation.promised_elsewhere_bytes(gpu.uuid, own)
         headroom = int(gpu.total_bytes * self._settings.memory_headroom)
-        return DeviceMemory(gpu.total_bytes, gpu.free_bytes, headroom, promised)
+        return DeviceMemory(gpu.total_bytes, gpu.free_bytes, headroom, promised, self._is_squeezed(gpu, headroom))
+
+    def _is_squeezed(self, gpu: GpuStatus, headroom: int) -> bool:
+        """A GPU that its own engine filled is none of that: what an engine keeps for its steps it uses again."""
+        if gpu.free_bytes >= headroom:
+            return False
+        return gpu.uuid == HOST or (gpu.foreign_bytes or 0) > (self._foreign_at_start or 0)
 
     def _busy_share(self, now: float) -> float:
         """The device's own figure where there is one, else the share of the time since the last look spent in steps."""

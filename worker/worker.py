@@ -299,6 +299,8 @@ class Worker:
         life = self._life
         if life is None or not life.info.card.moves_overruns:
             return None
+        if life.info.pooled:
+            return life.info.limit_tokens
         return holds_at_once(life.info, self._measured.room(life.info, self._held.holdings(), cautious=False))
 
     async def _learn(self) -> None:

@@ -8,7 +8,18 @@ import pytest
 
 from dispatch.fleet import Fleet
 from dispatch.lengths import Lengths, percentile
-from dispatch.messages import Grant, Heartbeat, InferenceRequest, InputKind, ModelCard, NewRequest, Sampling, encode, new_id
+from dispatch.messages import (
+    Grant,
+    Heartbeat,
+    InferenceRequest,
+    InputKind,
+    ModelCard,
+    NewRequest,
+    Offer,
+    Sampling,
+    encode,
+    new_id,
+)
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.queue import Queue
 from dispatch.repricing import reprice
@@ -18,7 +29,6 @@ from dispatch.states import RequestState
 from tests.worker.conftest import Client, until
 from tests.worker.test_worker import expected, working
 from worker.engines.sim import SimEngine
-from worker.engines.sim_gpus import SIM_GPUS
 from worker.worker import Worker
 
 
@@ -179,38 +189,7 @@ async def test_the_fleet_learns_how_long_answers_get(
     assert found is not None and said[66] <= found <= said[-1] * 1.2
 
 
-async def test_a_weight_follows_the_speed_that_is_measured(
-    server_url: str, rules: QueueRules, client: Client, queue: Queue, fleet: Fleet
-) -> None:
-    true = SIM_GPUS["H100"].tokens_per_s
-    async with working(server_url, rules, sim_gpu="H100", sim_speed=1.0, weight_seed=100.0) as worker:
-        assert (await beat_of(fleet, worker)).weight == 100.0
-        requests = [await client.ask(f"w{i}", 3_000) for i in range(40)]
-
-        async def is_right() -> bool:
-            return abs((await beat_of(fleet, worker)).weight / true - 1) < 0.08
-
-        await until(is_right, 20)
-        for request in requests:
-            await queue.cancel(request)
-
-        async def is_idle() -> bool:
-            beat = await beat_of(fleet, worker)
-            return beat.held == 0 and beat.tokens_per_s == 0.0
-
-        await until(is_idle)
-        assert abs((await beat_of(fleet, worker)).weight / true - 1) < 0.1  # idleness changes nothing
-
-
-async def test_a_seed_that_is_to_stay_stays(server_url: str, rules: QueueRules, client: Client, fleet: Fleet) -> None:
-    async with working(server_url, rules, sim_gpu="H100", sim_speed=4.0, weight_seed=100.0, weight_measured=False) as worker:
-        assert await client.ended(await client.ask("x", 300)) is RequestState.COMPLETED
-        assert (await beat_of(fleet, worker)).weight == 100.0
-
-
 async def test_a_price_only_rises_and_only_for_who_holds_the_request(queue: Queue, client: Client) -> None:
-    from dispatch.messages import Offer
-
     await queue.park(Offer("w-1", "demo", 10_000, 4, 1.0, prefill_weight=1.0))
     request = await ask(queue, "x", 600, 64)
     (grant,) = (await queue.read_inbox("w-1", "0", block_ms=1))[1]

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from dispatch.fleet import Fleet
 from dispatch.messages import GpuStatus, ModelCard
+from dispatch.rules import QueueRules
 from dispatch.settings import WorkerSettings
+from dispatch.states import WorkerState
+from tests.worker.conftest import until
+from tests.worker.test_worker import working
 from worker import reservation
 from worker.engines.base import EngineInfo
 from worker.engines.sim import SimEngine
@@ -133,7 +138,7 @@ async def test_a_place_is_known_before_the_engine_runs() -> None:
     gpus = FakeGpus(GpuStatus("GPU-7", "Fake", 2, 1), GpuStatus("GPU-8", "Fake", 2, 1))
 
     def place(engine: str, device: str, seen: FakeGpus | HostMemory = gpus) -> str | None:
-        return Place(WorkerSettings(engine=engine, device=device), seen).device  # type: ignore[arg-type]
+        return Place(WorkerSettings(engine=engine, device=device), seen).device
 
     assert (place("transformers", "auto"), place("transformers", "cuda:1")) == ("GPU-7", "GPU-8")
     assert (place("transformers", "cpu"), place("transformers", "auto", HostMemory())) == ("host", "host")
@@ -152,3 +157,22 @@ async def test_a_started_engine_on_the_host_is_promised_its_whole_cache() -> Non
     assert rss_bytes() > 0
     place.withdraw()
     assert promised_elsewhere_bytes("host", ()) == 0
+
+
+async def test_a_worker_says_that_it_waits_its_turn_and_then_starts(server_url: str, rules: QueueRules, fleet: Fleet) -> None:
+    made = working(server_url, rules, engine="transformers", device="cpu", kv_tokens=512, slots=2)
+    async with start_lock("host"):
+        starting = asyncio.create_task(made.__aenter__())
+
+        async def says_so() -> bool:
+            return [h.progress for h in await fleet.workers()] == ["waiting for another worker to start on this device"]
+
+        await until(says_so)
+        assert promised_elsewhere_bytes("host", ()) == 0
+    worker = await starting
+    try:
+        assert worker.state is WorkerState.READY
+        assert len(list(folder().glob("host.*.json"))) == 1
+    finally:
+        await made.__aexit__(None, None, None)
+    assert not list(folder().glob("host.*.json"))

@@ -32,7 +32,15 @@ def memory(free: int, *, headroom: int = 0, promised: int = 0) -> DeviceMemory:
     [
         (POOLED, None, None, 10_000, 0, "engine"),
         (POOLED, memory(5_000_000), None, 10_000, 0, "engine"),  # the pool stands, whatever is free beside it
-        (POOLED, memory(5_000, headroom=10_000), None, 900, 0, "device"),  # too little for a step: what is held, no more
+        (POOLED, memory(5_000, headroom=10_000), None, 10_000, 0, "engine"),  # what it took itself it uses again
+        (
+            POOLED,
+            replace(memory(5_000, headroom=10_000), squeezed=True),
+            None,
+            900,
+            0,
+            "device",
+        ),  # too little for a step: what is held, no more
         (GROWING, memory(50_000_000), None, 10_000, 0, "engine"),
         (GROWING, memory(5_000_000), None, 550 + 5_000, 0, "device"),
         (GROWING, memory(5_000_000, headroom=1_000_000, promised=500_001), None, 5_550, 1_501, "device"),
@@ -179,11 +187,11 @@ class Bench:
 
     def step(self, spoken: int) -> list[Running]:
         """Everything speaks; the device is asked for the pages first, and the worker hears of them after."""
-        for running in self.running:
-            if not running.is_decided:
-                running.growth.count(min(spoken, running.answer - running.growth.spoken_tokens))
+        growing = [running for running in self.running if not running.is_decided]
+        pages = [r.growth.count(min(spoken, r.answer - r.growth.spoken_tokens)) for r in growing]
         self.check()
-        self.held.relieve()
+        for grown in pages:
+            self.held.grown(grown)
         gone = [r for r in self.running if r.is_decided or r.growth.spoken_tokens >= r.answer]
         if any(r.is_decided for r in gone):
             self.park()  # before what was moved is back in line

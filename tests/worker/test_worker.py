@@ -278,7 +278,7 @@ async def test_it_beats_and_publishes_its_card(server_url: str, rules: QueueRule
     async with working(server_url, rules, sim_gpu="L40S", served_name="ours") as worker:
 
         async def beats() -> bool:
-            return [h.id for h in await fleet.workers()] == [worker.id]
+            return [(h.id, h.state) for h in await fleet.workers()] == [(worker.id, WorkerState.READY)]
 
         await until(beats)
         (beat,) = await fleet.workers()
