@@ -148,7 +148,8 @@ def main() -> int:
         shutil.copytree(_ROOT, tree, ignore=_LEFT_OUT)
         control = asyncio.run(hunt(Mutant("the tree as it is", "", "", ""), tree, range(1, args.control + 1), args.seconds))
         good = not control.otherwise and not control.died
-        print("control, the tree as it is: " + (control.otherwise or control.died or "no violation"), flush=True)
+        said = control.otherwise or control.died or ("no violation" if args.control else "not run")
+        print(f"control, the tree as it is: {said}", flush=True)
         verdicts = asyncio.run(hunt_all(mutants, tree, range(1, args.seeds + 1), args.seconds, args.abreast))
     otherwise = sum(not v.found and bool(v.otherwise) for v in verdicts)
     print(f"\nplanted bugs found: {sum(v.found for v in verdicts)} of {len(verdicts)}; found otherwise only: {otherwise}")

@@ -251,6 +251,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "if False:\n            return",
         "script-flush",
         expects={"J4"},
-        poison=0.05,
+        poison=0.1,
     ),
 )

@@ -76,7 +76,11 @@ async def run(config: Config, folder: Path, history: Path) -> None:
     server: Server = Single(binary, folder) if config.topology == SINGLE else Sentinel(binary, folder)
     has_sim_faults = "sim_faults" in WorkerSettings.model_fields
     with Recorder(history) as record:
-        await server.start()
+        try:
+            await server.start()
+        except BaseException:
+            await server.close()
+            raise
         rules = QueueRules(lease_ms=int(config.lease_s * 1000))
         house = House(folder, server, rules, record, config.seed)
         models = [SIM, DEMO] if config.transformers_workers else [SIM]

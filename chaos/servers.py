@@ -6,16 +6,24 @@ Never here: faults (faults.py), roles (house.py).
 import asyncio
 import os
 import signal
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dispatch.processes import with_parent
 from dispatch.redis_client import connect
 from penstock.server import Binary, candidates
 from tests.ports import free_port
 
 _PATIENCE_S = 15.0
 SERVICE = "penstock"
+_ROOT = str(Path(__file__).resolve().parent.parent)
+_LEASH = (
+    "import os, signal, sys; from dispatch.processes import die_with_parent; "
+    "die_with_parent(signal.SIGKILL); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+"""A harness that is killed must leave no server behind; a stopped one obeys SIGKILL alone."""
 
 
 def find(name: str) -> Binary:
@@ -41,14 +49,21 @@ class ServerProcess:
         """Start and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # A write beyond the limit of a "full" disk must fail, not kill.
-        command = ["env", "--ignore-signal=XFSZ", str(self.binary.path)]
+        command = [sys.executable, "-c", _LEASH, "env", "--ignore-signal=XFSZ", str(self.binary.path)]
         if self.sentinel:
             command += [str(self.folder / "sentinel.conf"), "--sentinel"]
         else:
             command += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), *self.config]
         with (self.folder / "server.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=with_parent(
+                    {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))}
+                ),
             )
         client: Any = connect(f"redis://127.0.0.1:{self.port}/0", max_connections=1)
         try:
