@@ -10,14 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-CANDIDATES = 16
+CANDIDATES = 8
 """`pull`: how many parked pulls with room, taken in the order of their standing score, are compared by the score itself."""
 
-HARM = 0.1
-"""`pull`: how much of the time its prompt takes from each request held there counts."""
-
-DECODE_TOKENS = 128.0
-"""`pull`: each request held counts as so many tokens still to decode before the next one is served."""
+# `pull`, found by simulation (docs/decisions/0016): on several traces, fleets and loads, not tuned to one.
+WAIT_GROWTH = 2.0
+WAIT_KNEE_S = 1.0
+"""A wait for the first token weighs more the longer it is, up to this; from there on (1 + growth) times its seconds."""
+ANSWER_TOKENS = 1_000.0
+"""Its own answer, in tokens decoded at the worker's full speed: what a slow worker costs even if it is idle."""
+HELD_TOKENS = 64.0
+"""The same for each request held there: its share of what is decoded together."""
+TYPICAL_PROMPT_TOKENS = 300.0
+"""The standing score knows no prompt: it takes this one to hold up those held there."""
 
 PREFILL_SEED = 5.0
 """Prompt tokens/s by decoded tokens/s, until the first is measured: GPUs have 3.5 to 7."""
@@ -60,7 +65,6 @@ class Load:
     weight: float  # decoded tokens/s, measured
     prefill_weight: float  # prompt tokens/s, measured
     prefill_tokens: int = 0  # prompts granted there whose first token has not been appended yet
-    prefilling: int = 0  # how many requests these prompts belong to
     grants: int = 0  # how many it was ever granted; one that joins starts at its share of what the others were (`join`)
     last_granted: int = 0  # the model's count of grants at its last one
     memory: float = 0.0  # as of the last heartbeat: share of its memory in use,
@@ -102,14 +106,26 @@ def prefill_speed(load: Load) -> float:
     return load.prefill_weight if load.prefill_weight > 0 else PREFILL_SEED * load.weight
 
 
+def wait(wait_s: float) -> float:
+    """What a wait for the first token weighs, in seconds."""
+    return wait_s + WAIT_GROWTH * wait_s * min(wait_s, WAIT_KNEE_S)
+
+
+def decoding(load: Load) -> float:
+    """What an answer takes there, in seconds."""
+    return (ANSWER_TOKENS + HELD_TOKENS * (load.held + 1)) / load.weight
+
+
 def standing(load: Load) -> float:
     """`pull` without the request, in seconds: the score the parked pulls stand in line with (the zset)."""
-    return load.prefill_tokens / prefill_speed(load) + DECODE_TOKENS * (load.held + 1) / load.weight
+    speed = prefill_speed(load)
+    return wait(load.prefill_tokens / speed) + decoding(load) + load.held * TYPICAL_PROMPT_TOKENS / speed
 
 
 def pull(load: Load, prompt_tokens: int) -> float:
-    """`pull` with the request, in seconds: the prompts there and its own last, what is decoded there, and whom it holds up."""
-    return standing(load) + (1.0 + HARM * load.held) * prompt_tokens / prefill_speed(load)
+    """`pull` with the request: until the prompts there and its own are done, its answer, and how long it holds up each other."""
+    speed = prefill_speed(load)
+    return wait((load.prefill_tokens + prompt_tokens) / speed) + decoding(load) + load.held * prompt_tokens / speed
 
 
 def reported(report: float, load: Load) -> float:
