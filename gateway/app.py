@@ -34,7 +34,7 @@ from gateway.context import Cards, Gateway
 from gateway.lengths import KnownLengths
 from gateway.problems import for_status, is_our_fault, problem
 from gateway.promises import Promises
-from gateway.routes import dead, openai, ops, queues, requests, workers
+from gateway.routes import dead, explain, openai, ops, queues, requests, workers
 from gateway.streaming import Feed
 from gateway.tokenizing import Tokenizers
 from gateway.watching import Watch
@@ -52,7 +52,7 @@ def build(settings: Settings) -> FastAPI:
     app = FastAPI(title="Penstock", openapi_url=None, docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False)
     app.state.settings = settings
     app.state.keys = Keys(key.get_secret_value() for key in settings.api_keys)
-    for router in (ops.router, requests.router, dead.router, queues.router, workers.router, openai.router):
+    for router in (ops.router, requests.router, explain.router, dead.router, queues.router, workers.router, openai.router):
         app.include_router(router)
     app.add_exception_handler(PenstockError, _on_penstock_error)
     app.add_exception_handler(STORE_FAULT, _on_store_fault)

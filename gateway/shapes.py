@@ -31,6 +31,7 @@ def links(request: str) -> dict[str, str]:
         "result": f"{base}/result",
         "cancel": f"{base}/cancel",
         "retry": f"{base}/retry",
+        "explain": f"{base}/explain",
     }
 
 

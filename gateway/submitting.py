@@ -70,7 +70,12 @@ _ends = msgspec.json.Decoder(End)
 
 def read_end(entry: LogEntry) -> End:
     """The end's data."""
-    return _ends.decode(entry.data)
+    return end_from(entry.data)
+
+
+def end_from(data: bytes) -> End:
+    """An end's data, read."""
+    return _ends.decode(data)
 
 
 def read_log(entries: Iterable[LogEntry]) -> Outcome:

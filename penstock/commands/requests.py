@@ -1,4 +1,4 @@
-"""`penstock request show | stream | cancel | retry`, and `penstock requests`."""
+"""`penstock request show | why | stream | cancel | retry`, and `penstock requests`."""
 
 import argparse
 import time
@@ -7,18 +7,23 @@ from typing import Any
 
 from penstock.commands.submit import follow
 from penstock.failures import OK
-from penstock.output import show, show_one, span
+from penstock.output import show, show_one, span, table
 from penstock.parsing import Parser, add_client_flags, add_verb, api_key_of, server_of
 
 
 def add_request(group: Any) -> None:
     """`penstock request VERB ID`."""
     parser = add_verb(
-        group, "request", _help, help="show, stream, cancel or retry one request", example="penstock request show s0.4f1c..."
+        group,
+        "request",
+        _help,
+        help="show, explain, stream, cancel or retry one request",
+        example="penstock request show s0.4f1c...",
     )
     verbs = parser.add_subparsers(metavar="COMMAND", parser_class=Parser, required=True)
     for name, run, help in (
         ("show", _show, "where it stands"),
+        ("why", _why, "why it waits: what it needs, who was looked at, when it may start; or why that worker has it"),
         ("stream", _stream, "its answer, from the start or from an event on, to its end"),
         ("cancel", _cancel, "end it now, waiting or running"),
         ("retry", _retry, "submit it again as a new request"),
@@ -66,6 +71,37 @@ def _show(args: argparse.Namespace) -> int:
     else:
         show_one(args.output, document)
     return OK
+
+
+def _why(args: argparse.Namespace) -> int:
+    document = _call(args, "GET", f"/v1/requests/{args.id}/explain")
+    if args.output != "table":
+        show_one(args.output, document)
+        return OK
+    print(document["summary"])
+    needs = document["needs"]
+    parts = [f"{needs['cost_tokens']:,} KV tokens"]
+    if needs["prompt_tokens"]:
+        parts[0] += f" (prompt {needs['prompt_tokens']:,}, answer up to {needs['answer_tokens']:,})"
+    parts += [f"strategy {needs['strategy']}"] if needs["strategy"] else []
+    print(f"needs     {', '.join(parts)}")
+    if kept := document.get("kept_by"):
+        print(f"kept      {kept['words']}")
+    if start := document.get("expected_start"):
+        print(f"start     {_in(start['seconds'])}: {start['basis']}")
+    if never := document.get("impossible"):
+        print(f"do        {never['to_do']}")
+    for meeting in document["meetings"]:
+        print(f"{time.strftime('%H:%M:%S', time.localtime(meeting['at_ms'] / 1000))}  {meeting['words']}")
+    if workers := document.get("workers"):
+        print(table(["worker", "why not", "code"], [[w["id"], w["words"], w["code"]] for w in workers]))
+    if others := document.get("others"):
+        print("and", ", ".join(f"{count} {code}" for code, count in others.items()))
+    return OK
+
+
+def _in(seconds: float | None) -> str:
+    return "not known" if seconds is None else f"in about {span(seconds)}" if seconds else "now"
 
 
 def _told(attempt: Mapping[str, Any]) -> str:

@@ -1,25 +1,37 @@
-"""Parked pulls without a process behind them: they say what they can hold, and hold what they are granted."""
+"""Workers without a process behind them: they park, beat, and hold what they are granted."""
 
-from dataclasses import dataclass, field
+import dataclasses
+import time
+from typing import Any
 
 from dispatch import messages as m
+from dispatch.fleet import Fleet
 from dispatch.queue import Queue
+from dispatch.states import WorkerState
 from tests.gateway.helpers import MODEL
 
 
-@dataclass
+@dataclasses.dataclass
 class StandIns:
     """Workers by id; each `beat` parks them all again, so that none is passed over as unseen."""
 
     queue: Queue
-    offers: dict[str, m.Offer] = field(default_factory=dict)
-    read_until: dict[str, str] = field(default_factory=dict)
-    held: dict[str, m.Grant] = field(default_factory=dict)
-    seqs: dict[str, int] = field(default_factory=dict)
+    fleet: Fleet
+    offers: dict[str, m.Offer] = dataclasses.field(default_factory=dict)
+    read_until: dict[str, str] = dataclasses.field(default_factory=dict)
+    held: dict[str, m.Grant] = dataclasses.field(default_factory=dict)
+    seqs: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    async def park(self, worker: str, limit: int = 10_000, slots: int = 64, weight: float = 100.0, **more: object) -> None:
-        self.offers[worker] = m.Offer(worker, MODEL, limit, slots, weight, **more)  # type: ignore[arg-type]
+    async def park(self, worker: str, limit: int = 10_000, slots: int = 64, weight: float = 100.0, **more: Any) -> None:
+        self.offers[worker] = m.Offer(worker, MODEL, limit, slots, weight, **more)
         await self.queue.park(self.offers[worker])
+        await self.say(worker, WorkerState.READY)
+
+    async def say(self, worker: str, state: WorkerState, **more: Any) -> None:
+        """A heartbeat that stands to the end of the test."""
+        now = int(time.time() * 1000)
+        said = m.Heartbeat(worker, "host", 1, MODEL, "sim", state, 0, 0, 0.0, 0, 0, now, now)
+        await self.fleet.beat(dataclasses.replace(said, **more), 60_000)
 
     async def beat(self) -> None:
         """Heard of again, and what was granted meanwhile has begun."""

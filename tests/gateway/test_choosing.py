@@ -114,8 +114,10 @@ async def test_tenants_do_not_meet_in_a_session(redis: Redis, server_url: str, c
     assert len(names) == 2 and "" not in names
 
 
-async def test_a_session_stays_with_its_worker_and_sessions_spread(gateway: Running, queue: Queue, card: None) -> None:
-    workers = StandIns(queue)
+async def test_a_session_stays_with_its_worker_and_sessions_spread(
+    gateway: Running, queue: Queue, fleet: Fleet, card: None
+) -> None:
+    workers = StandIns(queue, fleet)
     for n in range(4):
         await workers.park(f"w-{n}")
     homes = []
@@ -131,8 +133,8 @@ async def test_a_session_stays_with_its_worker_and_sessions_spread(gateway: Runn
     assert len(set(homes)) > 1
 
 
-async def test_a_hot_session_spills(gateway: Running, queue: Queue, card: None) -> None:
-    workers = StandIns(queue)
+async def test_a_hot_session_spills(gateway: Running, queue: Queue, fleet: Fleet, card: None) -> None:
+    workers = StandIns(queue, fleet)
     for n in range(4):
         await workers.park(f"w-{n}")
     given: Counter[str] = Counter()
@@ -144,8 +146,8 @@ async def test_a_hot_session_spills(gateway: Running, queue: Queue, card: None) 
     assert len(given) > 1 and sum(given.values()) == 16
 
 
-async def test_a_session_outlives_its_worker(gateway: Running, queue: Queue, card: None) -> None:
-    workers = StandIns(queue)
+async def test_a_session_outlives_its_worker(gateway: Running, queue: Queue, fleet: Fleet, card: None) -> None:
+    workers = StandIns(queue, fleet)
     for n in range(3):
         await workers.park(f"w-{n}")
     named = {"X-Penstock-Strategy": "session", "X-Penstock-Session": "chat"}

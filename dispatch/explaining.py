@@ -1,0 +1,141 @@
+"""Reading why a request waits: its place, what is ahead, and each worker of its model. Three round trips, never a write.
+
+Never here: judging it (reasons.py), words (gateway/explained.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from dispatch import keys
+from dispatch.keys import ShardKeys
+from dispatch.looking import POSITION_SCAN
+from dispatch.messages import Heartbeat, RequestRecord, decode
+from dispatch.reasons import Ahead, SeenWorker
+from dispatch.states import Priority
+
+_GONE_AFTER_MS = 60_000
+"""A worker without a heartbeat is told of for so long after it was last heard of."""
+
+_FIELDS = ("model", "limit", "slots", "used", "held", "seen", "accepting", "barred", "alone", "pin", "pin_cost", "weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a waiting request stands in. `position` None: it stands further back than is looked, or does not wait any more."""
+
+    now_ms: int
+    paused: bool
+    position: int | None
+    ahead: Ahead
+    backlog: int
+    workers: tuple[SeenWorker, ...]
+
+
+class Explaining:
+    """The reading for explanations, in one shard."""
+
+    def __init__(self, redis: Redis, shard_keys: ShardKeys) -> None:
+        # See looking.py: redis-py's reply types are unions that our pinned protocol never needs.
+        self._redis: Any = redis
+        self._keys = shard_keys
+
+    async def surroundings(self, record: RequestRecord) -> Surroundings:
+        """Where a waiting request stands now, and all workers of its model."""
+        lines = [(priority, line) for priority in Priority for line in self._keys.lines(record.model, priority)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for _, line in lines:
+                pipe.xlen(line)
+                pipe.xrange(line, count=POSITION_SCAN)
+            pipe.sismember(self._keys.paused, record.model)
+            pipe.time()
+            pipe.zrange(keys.WORKERS, 0, -1)
+            pipe.zrange(self._keys.parked(record.model), 0, -1)
+            *looked, paused, time, listed, parked = await pipe.execute()
+        now_ms = time[0] * 1000 + time[1] // 1000
+        before = [priority for priority in Priority if _rank(priority) <= _rank(record.priority)]
+        ahead, position = _ahead(
+            record.id, [(looked[2 * n], looked[2 * n + 1]) for n, (priority, _) in enumerate(lines) if priority in before]
+        )
+        ids = sorted({raw.decode() for raw in (*listed, *parked)})
+        return Surroundings(
+            now_ms=now_ms,
+            paused=bool(paused),
+            position=position,
+            ahead=ahead,
+            backlog=sum(looked[: 2 * len(lines) : 2]),
+            workers=tuple(await self._workers(record.model, ids, now_ms)),
+        )
+
+    async def end(self, record: RequestRecord) -> bytes | None:
+        """The data of an ended request's last entry."""
+        found = await self._redis.xrevrange(self._keys.output(record.id), count=1)
+        data: bytes | None = found[0][1].get(b"d") if found else None
+        return data
+
+    async def now_ms(self) -> int:
+        """Redis's clock."""
+        seconds, micros = await self._redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def _workers(self, model: str, ids: Sequence[str], now_ms: int) -> list[SeenWorker]:
+        if not ids:
+            return []
+        stored = await self._redis.mget([keys.heartbeat(i) for i in ids])
+        beats = {i: decode(b, Heartbeat, keys.heartbeat(i)) for i, b in zip(ids, stored, strict=True) if b is not None}
+        # Of those without a heartbeat their pull tells whose they are.
+        ours = [i for i in ids if i not in beats or beats[i].model == model]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for worker in ours:
+                pipe.hmget(self._keys.worker(worker), _FIELDS)
+            pulls = await pipe.execute()
+        found = []
+        for worker, values in zip(ours, pulls, strict=True):
+            pull = {name: value.decode() for name, value in zip(_FIELDS, values, strict=True) if value is not None}
+            beat = beats.get(worker)
+            seen = int(float(pull.get("seen", "0")))
+            if beat is None and (pull.get("model") != model or now_ms - seen > _GONE_AFTER_MS):
+                continue
+            found.append(_seen(worker, pull, beat, now_ms))
+        return found
+
+
+def _seen(worker: str, pull: dict[str, str], beat: Heartbeat | None, now_ms: int) -> SeenWorker:
+    seen = int(float(pull.get("seen", "0")))
+    weight = float(pull.get("weight", "0"))
+    return SeenWorker(
+        id=worker,
+        state=beat.state if beat else None,
+        progress=beat.progress if beat else "",
+        speed=beat.tokens_per_s if beat and beat.tokens_per_s > 0 else weight,
+        limit_tokens=int(float(pull["limit"])) if "limit" in pull else None,
+        used_tokens=int(float(pull.get("used", "0"))),
+        slots=int(float(pull.get("slots", "0"))),
+        held=int(float(pull.get("held", "0"))),
+        unseen_ms=max(0, now_ms - seen) if seen else None,
+        accepting=pull.get("accepting") == "1",
+        barred="barred" in pull,
+        alone=pull.get("alone", ""),
+        pin=pull.get("pin", ""),
+        pin_tokens=int(float(pull.get("pin_cost", "0"))),
+    )
+
+
+def _ahead(request: str, lines: Sequence[tuple[int, Sequence[Any]]]) -> tuple[Ahead, int | None]:
+    """What stands before a request in these lines, and its place."""
+    requests, tokens = 0, 0
+    for length, entries in lines:
+        costs: list[int] = []
+        for _, fields in entries:
+            if fields.get(b"id") == request.encode():
+                return Ahead(requests + len(costs), tokens + sum(costs)), requests + len(costs) + 1
+            costs.append(int(fields.get(b"cost", b"0")))
+        requests += length
+        tokens += sum(costs) * length // len(costs) if costs else 0
+    return Ahead(requests, tokens), None
+
+
+def _rank(priority: Priority) -> int:
+    return list(Priority).index(priority)

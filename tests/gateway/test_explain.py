@@ -1,0 +1,333 @@
+"""Why a request is where it is: each reason code, what can never start, when it may start, and that asking changes nothing."""
+
+import random
+import time
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from dispatch import messages as m
+from dispatch.explaining import Explaining
+from dispatch.fleet import Fleet
+from dispatch.keys import ShardKeys
+from dispatch.queue import Queue
+from dispatch.reasons import Needs, judge
+from dispatch.rules import QueueRules
+from dispatch.states import RequestState, WorkerState
+from gateway.shapes import links
+from tests.gateway.helpers import MODEL, FakeWorker, Running, serving, settings_for, working
+from tests.gateway.stand_ins import StandIns
+
+CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100}
+COST = 112  # 3 + 100 tokens in whole pages
+
+
+async def submitted(gateway: Running, headers: dict[str, str] | None = None, **more: object) -> str:
+    answer = await gateway.client.post("/v1/requests", json={**CHAT, **more}, headers=headers)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+async def why(gateway: Running, request: str) -> dict[str, Any]:
+    answer = await gateway.client.get(f"/v1/requests/{request}/explain")
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def only(gateway: Running, request: str) -> dict[str, Any]:
+    """What is said of the one worker there is."""
+    (worker,) = (await why(gateway, request))["workers"]
+    return dict(worker)
+
+
+@pytest.fixture
+async def workers(queue: Queue, fleet: Fleet) -> StandIns:
+    await FakeWorker(queue, fleet).publish()
+    return StandIns(queue, fleet)
+
+
+def past(redis: Redis, rules: QueueRules, seconds: float) -> Queue:
+    """The queue as it would have written that long ago."""
+    at_ms = int((time.time() - seconds) * 1000)
+    return Queue(redis, rules, now=lambda: at_ms)
+
+
+async def test_no_worker_is_there(gateway: Running, workers: StandIns) -> None:
+    said = await why(gateway, await submitted(gateway))
+    assert said["status"] == "queued" and said["phase"] == "waiting" and said["position"] == 1
+    assert said["needs"] == {
+        "cost_tokens": COST,
+        "prompt_tokens": 3,
+        "answer_tokens": COST - 3,
+        "priority": "normal",
+        "strategy": "pull",
+        "session": False,
+    }
+    assert said["workers"] == [] and said["best_free"] is None
+    assert said["impossible"]["code"] == "no_workers" and "at least 112 tokens" in said["impossible"]["to_do"]
+    assert said["expected_start"]["seconds"] is None and "no worker" in said["expected_start"]["basis"]
+    assert [met["code"] for met in said["meetings"]] == ["no_pull"]
+    assert "cannot start" in said["summary"]
+
+
+async def test_no_room_with_the_numbers_and_the_expected_start(gateway: Running, workers: StandIns) -> None:
+    await workers.park("w-1", limit=200, weight=100.0)
+    running = await submitted(gateway)
+    await workers.beat()
+    first, second = await submitted(gateway), await submitted(gateway)
+    said = await why(gateway, first)
+    (worker,) = said["workers"]
+    assert (worker["id"], worker["code"], worker["free_tokens"], worker["limit_tokens"]) == ("w-1", "no_room", 88, 200)
+    assert worker["words"] == "88 of 200 tokens are free, it needs 112"
+    assert said["best_free"] == {"worker": "w-1", "free_tokens": 88, "limit_tokens": 200} and said["impossible"] is None
+    assert said["position"] == 1 and said["backlog"] == 2
+    assert said["expected_start"]["seconds"] == 0.2  # 24 tokens at 100 tokens/s
+    met = said["meetings"][-1]
+    assert (met["code"], met["worker"], met["free_tokens"]) == ("no_room", "w-1", 88)
+    later = await why(gateway, second)
+    assert later["position"] == 2 and later["ahead"] == {"requests": 1, "tokens": COST}
+    assert later["expected_start"]["seconds"] == 1.4 and "112 tokens wait ahead" in later["expected_start"]["basis"]
+    await workers.finish(running)
+    await workers.beat()
+    granted = await why(gateway, first)
+    assert granted["status"] in ("running", "queued") and granted["run"]["worker"] == "w-1"
+    assert [met["code"] for met in granted["meetings"]] == ["no_room", "granted_from_line"]
+    assert "took it from the line" in granted["summary"]
+
+
+async def test_the_speed_is_what_heartbeats_measured(gateway: Running, workers: StandIns) -> None:
+    await workers.park("w-1", limit=200, weight=100.0)
+    await workers.say("w-1", WorkerState.READY, tokens_per_s=12.0)
+    await submitted(gateway)
+    await workers.beat()
+    said = await why(gateway, await submitted(gateway))
+    assert said["expected_start"]["seconds"] == 2.0 and "12 tokens/s" in said["expected_start"]["basis"]
+
+
+async def test_slots(gateway: Running, workers: StandIns) -> None:
+    await workers.park("w-1", limit=10_000, slots=1)
+    await submitted(gateway)
+    await workers.beat()
+    worker = await only(gateway, await submitted(gateway))
+    assert worker["codes"] == ["slots"] and worker["words"] == "holds 1 of at most 1 requests"
+
+
+async def test_a_fleet_that_shrank_is_told_at_once(gateway: Running, workers: StandIns) -> None:
+    await workers.park("w-1", limit=64)
+    said = await why(gateway, await submitted(gateway))
+    assert said["workers"][0]["code"] == "too_small"
+    assert said["impossible"]["code"] == "too_large" and "holds 64" in said["impossible"]["words"]
+    assert said["expected_start"]["seconds"] is None
+    await workers.park("w-2", limit=10_000, accepting=False)
+    assert (await why(gateway, said["id"]))["impossible"] is None
+
+
+async def test_draining_not_accepting_quarantined_and_loading(gateway: Running, workers: StandIns) -> None:
+    request = await submitted(gateway)
+    await workers.park("w-1", accepting=False)
+    await workers.say("w-1", WorkerState.DRAINING)
+    said = await why(gateway, request)
+    assert said["workers"][0]["code"] == "draining" and said["impossible"]["code"] == "none_stays"
+    await workers.say("w-1", WorkerState.QUARANTINED)
+    assert (await only(gateway, request))["code"] == "quarantined"
+    await workers.say("w-1", WorkerState.READY)
+    assert (await only(gateway, request))["code"] == "not_accepting"
+    await workers.say("w-2", WorkerState.LOADING, progress="weights 62 %")
+    said = await why(gateway, request)
+    assert {w["id"]: w["code"] for w in said["workers"]} == {"w-1": "not_accepting", "w-2": "loading"}
+    assert any(w["words"] == "is loading: weights 62 %" for w in said["workers"])
+    assert said["impossible"] is None and "1 loading, 1 not_accepting" in said["expected_start"]["basis"]
+    await workers.say("w-2", WorkerState.READY)
+    assert "no_pull" in {w["code"] for w in (await why(gateway, request))["workers"]}
+
+
+async def test_unseen_and_gone(gateway: Running, workers: StandIns, redis: Redis) -> None:
+    await workers.park("w-1", limit=200)
+    await submitted(gateway)
+    await workers.beat()
+    request = await submitted(gateway)
+    await redis.hset("{s0}:worker:w-1", "seen", int((time.time() - 10) * 1000))
+    said = await why(gateway, request)
+    (worker,) = said["workers"]
+    assert worker["codes"] == ["unseen", "no_room"] and 10 <= worker["unseen_s"] < 60
+    assert worker["words"].startswith("was not heard of for 1") and said["best_free"] is None
+    assert said["impossible"] is None and "1 unseen" in said["expected_start"]["basis"]
+    await redis.hset("{s0}:worker:w-1", "seen", 0)
+    assert (await only(gateway, request))["words"].startswith("was not heard of since it let a grant lapse")
+    await redis.hset("{s0}:worker:w-1", "seen", int((time.time() - 10) * 1000))
+    await redis.delete("worker:w-1")
+    said = await why(gateway, request)
+    assert [w["code"] for w in said["workers"]] == ["gone"] and said["impossible"]["code"] == "no_workers"
+    await redis.hset("{s0}:worker:w-1", "seen", int((time.time() - 100) * 1000))
+    assert (await why(gateway, request))["workers"] == []
+
+
+async def test_barred(gateway: Running, workers: StandIns, queue: Queue) -> None:
+    await workers.park("w-1")
+    await workers.say("w-1", WorkerState.READY)
+    await queue.abandon("w-1", "its engine died")
+    said = await why(gateway, await submitted(gateway))
+    assert said["workers"][0]["code"] == "barred" and said["impossible"]["code"] == "none_stays"
+
+
+async def test_paused(gateway: Running, workers: StandIns, queue: Queue) -> None:
+    await workers.park("w-1")
+    await queue.pause(MODEL, True)
+    said = await why(gateway, await submitted(gateway))
+    assert said["paused"] and said["workers"][0]["code"] == "paused" and said["impossible"] is None
+    assert said["expected_start"]["seconds"] is None and "paused" in said["expected_start"]["basis"]
+    assert [met["code"] for met in said["meetings"]] == ["paused"]
+    await queue.pause(MODEL, False)
+
+
+async def test_a_suspect_and_who_waits_beside_it(gateway: Running, workers: StandIns, queue: Queue) -> None:
+    await workers.park("w-1")
+    suspect = await submitted(gateway)
+    await workers.beat()
+    del workers.offers["w-1"]
+    await workers.park("w-2")
+    await submitted(gateway)
+    await workers.beat()
+    assert await queue.abandon("w-1", "its engine died", [suspect]) == 1
+    said = await why(gateway, suspect)
+    w2 = next(w for w in said["workers"] if w["id"] == "w-2")
+    assert said["suspect"] and w2["code"] == "not_empty" and said["kept_by"]["worker"] == "w-2"
+    assert "runs alone" in said["kept_by"]["words"] and said["meetings"][-1]["code"] == "alone"
+    other = await why(gateway, await submitted(gateway))
+    w2 = next(w for w in other["workers"] if w["id"] == "w-2")
+    assert w2["code"] == "kept_for_suspect" and suspect not in str(w2)
+
+
+async def test_a_pinned_request_and_who_waits_beside_it(
+    gateway: Running, workers: StandIns, redis: Redis, rules: QueueRules
+) -> None:
+    await workers.park("w-1", limit=200)
+    await submitted(gateway)
+    await workers.beat()
+    big = m.InferenceRequest(m.new_id(), MODEL, m.InputKind.CHAT, m.Sampling(max_tokens=8))
+    waited = m.NewRequest(big.id, MODEL, m.encode(big), big.kind, 160, 3_600_000)
+    await past(redis, rules, 10).enqueue(waited)
+    await workers.beat()
+    said = await why(gateway, big.id)
+    assert said["kept_by"]["worker"] == "w-1" and "72 tokens are missing" in said["kept_by"]["words"]
+    assert said["workers"][0]["code"] == "no_room"
+    assert [met["code"] for met in said["meetings"]][-1] == "pinned"
+    assert said["needs"]["prompt_tokens"] is None and said["needs"]["strategy"] is None
+    small = await only(gateway, await submitted(gateway, max_tokens=8))
+    assert small["codes"] == ["kept_for_pinned"] and "keeps its next 160 tokens" in small["words"]
+
+
+async def test_a_running_request_says_why_that_worker(gateway: Running, workers: StandIns) -> None:
+    for n in range(3):
+        await workers.park(f"w-{n}", weight=100.0 + n)
+    request = await submitted(gateway, {"X-Penstock-Strategy": "least_connections"})
+    granted = await why(gateway, request)
+    assert granted["phase"] == "granted" and "not begun" in granted["summary"]
+    await workers.beat()
+    run = (await why(gateway, request))["run"]
+    assert (run["worker"], run["strategy"], run["score"], run["compared"], run["attempt"]) == (
+        "w-0",
+        "least_connections",
+        0,
+        3,
+        1,
+    )
+    assert run["begun_at_ms"] and run["words"] == "w-0 was chosen by least_connections: score 0, the lowest of 3"
+
+
+async def test_a_request_that_is_tried_again_says_when(gateway: Running, workers: StandIns, queue: Queue) -> None:
+    await workers.park("w-1")
+    request = await submitted(gateway)
+    await workers.beat()
+    await queue.retry(workers.held[request], "engine_error", "no luck")
+    said = await why(gateway, request)
+    assert said["phase"] == "backoff" and said["retry"]["charged"] == 1 and "no luck" in said["summary"]
+    record = await queue.record(request)
+    assert record is not None and said["retry"]["not_before_ms"] == record.not_before_ms
+    assert 0 <= said["expected_start"]["seconds"] <= 1.5  # 500 ms doubled once, give or take half
+
+
+async def test_an_ended_request_says_how(gateway: Running, queue: Queue, fleet: Fleet) -> None:
+    async with working(FakeWorker(queue, fleet)) as worker:
+        done = await submitted(gateway)
+        assert (await gateway.client.get(f"/v1/requests/{done}?wait=10")).json()["status"] == "completed"
+        said = await why(gateway, done)
+        assert said["ended"]["state"] == "completed" and said["ended"]["code"] is None and said["ended"]["worker"] == worker.id
+        worker.error = {"code": "engine_error", "message": "no luck"}
+        failed = await submitted(gateway)
+        await gateway.client.get(f"/v1/requests/{failed}?wait=10")
+        said = await why(gateway, failed)
+        assert (said["ended"]["state"], said["ended"]["code"], said["ended"]["message"]) == ("failed", "engine_error", "no luck")
+
+
+async def test_many_workers_are_counted(gateway: Running, workers: StandIns) -> None:
+    for n in range(60):
+        await workers.park(f"w-{n:02}", limit=64)
+    said = await why(gateway, await submitted(gateway))
+    assert len(said["workers"]) == 50 and said["others"] == {"too_small": 10}
+
+
+async def test_only_its_tenant_may_ask(redis: Redis, server_url: str, workers: StandIns) -> None:
+    async with serving(settings_for(server_url, keys=("key-number-1", "key-number-2"))) as gateway:
+        request = await submitted(gateway, {"Authorization": "Bearer key-number-1"})
+        url = f"/v1/requests/{request}/explain"
+        assert (await gateway.client.get(url)).status_code == 401
+        assert (await gateway.client.get(url, headers={"Authorization": "Bearer key-number-2"})).status_code == 404
+        assert (await gateway.client.get(url, headers={"Authorization": "Bearer key-number-1"})).status_code == 200
+    assert links(request)["explain"] == url
+
+
+async def test_a_record_of_an_older_release_is_explained(gateway: Running, workers: StandIns, redis: Redis) -> None:
+    request = await submitted(gateway)
+    await redis.hdel(f"{{s0}}:request:{request}", "prompt", "strategy", "session", "meetings")
+    said = await why(gateway, request)
+    assert said["meetings"] == [] and said["needs"]["cost_tokens"] == COST and said["needs"]["strategy"] is None
+    await redis.hset(f"{{s0}}:request:{request}", "meetings", "nonsense\n12 waits\n13 waits no_room w-1 4.5\n14 later words\n")
+    assert [met["free_tokens"] for met in (await why(gateway, request))["meetings"]] == [4]
+
+
+async def test_asking_changes_nothing(gateway: Running, workers: StandIns, redis: Redis) -> None:
+    await redis.zadd("workers", {"w-stale": 1})
+    await workers.park("w-1", limit=200)
+    await submitted(gateway)
+    await workers.beat()
+    request = await submitted(gateway)
+
+    async def stored() -> dict[bytes, bytes | None]:
+        return {key: await redis.dump(key) async for key in redis.scan_iter() if not key.endswith((b":swept", b":amnesty"))}
+
+    before = await stored()
+    await why(gateway, request)
+    assert await stored() == before
+
+
+async def test_whoever_waits_has_a_reason_at_each_worker(queue: Queue, fleet: Fleet, redis: Redis, rules: QueueRules) -> None:
+    """The laws leave no waiting request and parked pull that may meet: so each worker must have a reason, in any state."""
+    rng = random.Random(7)
+    workers, explaining, told = StandIns(queue, fleet), Explaining(redis, ShardKeys("s0")), 0
+    for n in range(4):
+        await workers.park(f"w-{n}", limit=rng.choice((100, 300, 900)), slots=rng.choice((1, 2, 8)))
+    for step in range(150):
+        if workers.held and rng.random() < 0.45:
+            await workers.finish(rng.choice(sorted(workers.held)))
+        else:
+            asked = m.InferenceRequest(m.new_id(), MODEL, m.InputKind.CHAT, m.Sampling(max_tokens=8))
+            cost = rng.choice((16, 64, 160, 400, 1_000))
+            # Some came long ago, so that room is kept for them.
+            at = past(redis, rules, rng.choice((0, 0, 8)))
+            await at.enqueue(m.NewRequest(asked.id, MODEL, m.encode(asked), asked.kind, cost, 3_600_000))
+        if step % 40 == 20:
+            await queue.pause(MODEL, True)
+        if step % 40 == 25:
+            await queue.pause(MODEL, False)
+        await workers.beat()
+        for request in (await queue.waiting(MODEL))[:10]:
+            record = await queue.record(request)
+            assert record is not None and record.state is RequestState.QUEUED
+            around = await explaining.surroundings(record)
+            needs = Needs(request, record.cost_tokens, record.crashes > 0, around.paused)
+            judged = [judge(needs, w, rules.worker_seen_ms) for w in around.workers]
+            assert len(judged) == 4 and all(each.reasons for each in judged), (step, needs, judged)
+            told += 1
+    assert told > 300
