@@ -1,6 +1,6 @@
 """One file per group of verbs; each adds its own. A new verb is one function in a file and one row here."""
 
-from penstock.commands import chat, check, dead, requests, start, submit, watch
+from penstock.commands import chat, check, dead, requests, simulate, start, submit, watch
 
 COMMANDS = (
     start.add_up,
@@ -13,6 +13,7 @@ COMMANDS = (
     dead.add_dead,
     watch.add_ps,
     watch.add_queues,
+    simulate.add_simulate,
     check.add_doctor,
     check.add_config,
 )
