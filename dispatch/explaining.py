@@ -14,10 +14,13 @@ from dispatch.keys import ShardKeys
 from dispatch.looking import POSITION_SCAN
 from dispatch.messages import Heartbeat, RequestRecord, decode
 from dispatch.reasons import Ahead, SeenWorker
-from dispatch.states import Priority
+from dispatch.states import Priority, WorkerState
 
 _GONE_AFTER_MS = 60_000
 """A worker without a heartbeat is told of for so long after it was last heard of."""
+
+_LOOKED_AT = 128
+"""So many pulls are read as Redis has them: those with the most room first. Of others the last heartbeat tells enough."""
 
 _FIELDS = ("model", "limit", "slots", "used", "held", "seen", "accepting", "barred", "alone", "pin", "pin_cost", "weight")
 
@@ -52,14 +55,16 @@ class Explaining:
             pipe.sismember(self._keys.paused, record.model)
             pipe.time()
             pipe.zrange(keys.WORKERS, 0, -1)
-            pipe.zrange(self._keys.parked(record.model), 0, -1)
-            *looked, paused, time, listed, parked = await pipe.execute()
+            pipe.zrange(self._keys.rooms(record.model), 0, _LOOKED_AT - 1, desc=True)
+            *looked, paused, time, listed, roomy = await pipe.execute()
         now_ms = time[0] * 1000 + time[1] // 1000
         before = [priority for priority in Priority if _rank(priority) <= _rank(record.priority)]
         ahead, position = _ahead(
             record.id, [(looked[2 * n], looked[2 * n + 1]) for n, (priority, _) in enumerate(lines) if priority in before]
         )
-        ids = sorted({raw.decode() for raw in (*listed, *parked)})
+        # Who keeps room for it comes first, so that it is told surely.
+        first = (record.pinned, record.reserved, *(raw.decode() for raw in roomy))
+        ids = list(dict.fromkeys(i for i in (*first, *sorted(raw.decode() for raw in listed)) if i))
         return Surroundings(
             now_ms=now_ms,
             paused=bool(paused),
@@ -88,11 +93,11 @@ class Explaining:
         # Of those without a heartbeat their pull tells whose they are.
         ours = [i for i in ids if i not in beats or beats[i].model == model]
         async with self._redis.pipeline(transaction=False) as pipe:
-            for worker in ours:
+            for worker in ours[:_LOOKED_AT]:
                 pipe.hmget(self._keys.worker(worker), _FIELDS)
             pulls = await pipe.execute()
-        found = []
-        for worker, values in zip(ours, pulls, strict=True):
+        found = [_by_heartbeat(beats[worker]) for worker in ours[_LOOKED_AT:] if worker in beats]
+        for worker, values in zip(ours, pulls, strict=False):
             pull = {name: value.decode() for name, value in zip(_FIELDS, values, strict=True) if value is not None}
             beat = beats.get(worker)
             seen = int(float(pull.get("seen", "0")))
@@ -100,6 +105,21 @@ class Explaining:
                 continue
             found.append(_seen(worker, pull, beat, now_ms))
         return found
+
+
+def _by_heartbeat(beat: Heartbeat) -> SeenWorker:
+    return SeenWorker(
+        id=beat.id,
+        state=beat.state,
+        progress=beat.progress,
+        speed=beat.tokens_per_s or beat.weight,
+        limit_tokens=beat.limit_tokens,
+        used_tokens=beat.held_tokens,
+        slots=beat.slots,
+        held=beat.held,
+        unseen_ms=0,
+        accepting=beat.state is WorkerState.READY,
+    )
 
 
 def _seen(worker: str, pull: dict[str, str], beat: Heartbeat | None, now_ms: int) -> SeenWorker:

@@ -268,6 +268,19 @@ async def test_many_workers_are_counted(gateway: Running, workers: StandIns) -> 
     assert len(said["workers"]) == 50 and said["others"] == {"too_small": 10}
 
 
+async def test_a_large_fleet_is_read_in_part_and_counted_whole(gateway: Running, workers: StandIns) -> None:
+    """Beyond some, a worker's last heartbeat tells of it; the one that keeps room is told surely."""
+    for n in range(140):
+        await workers.say(f"w-{n:03}", WorkerState.READY, limit_tokens=64, slots=4, weight=1.0)
+    await workers.park("w-999", limit=200)
+    await submitted(gateway)
+    await workers.beat()
+    said = await why(gateway, await submitted(gateway))
+    assert (said["workers"][0]["id"], said["workers"][0]["code"]) == ("w-999", "no_room")
+    # 128 are read as Redis has them: w-999 has room, and 127 that have not parked.
+    assert said["others"] == {"no_pull": 127 - 49, "too_small": 13}
+
+
 async def test_only_its_tenant_may_ask(redis: Redis, server_url: str, workers: StandIns) -> None:
     async with serving(settings_for(server_url, keys=("key-number-1", "key-number-2"))) as gateway:
         request = await submitted(gateway, {"Authorization": "Bearer key-number-1"})
