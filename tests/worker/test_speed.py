@@ -13,7 +13,9 @@ from worker.engines.speed import Speedometer, Speeds
 def run(meter: Speedometer, gpu: SimGpu, steps: list[tuple[int, int]], grain_s: float = 0.0) -> None:
     """Steps as seen by timers of that grain: each too long or too short, right only in sum."""
     at = seen = 0.0
-    for decoding, prefilled in steps:
+    for number, (decoding, prefilled) in enumerate(steps):
+        if number % 50 == 0:
+            meter.speeds()  # as a worker asks with every beat
         at += gpu.step_s + gpu.per_sequence_s * decoding + prefilled / gpu.prefill_tokens_per_s
         before, seen = seen, at // grain_s * grain_s if grain_s else at
         meter.stepped(decoding, prefilled, seen - before)
@@ -45,6 +47,14 @@ def test_idleness_and_single_streams_do_not_lower_a_weight() -> None:
     assert meter.speeds().decode == pytest.approx(gpu.tokens_per_s, rel=0.25)
     before = meter.speeds()
     assert meter.speeds() == before  # nothing happens, nothing is forgotten
+
+
+def test_prompts_of_a_few_tokens_say_little_of_the_prefill() -> None:
+    gpu, chance = SIM_GPUS["A10"], random.Random(3)
+    meter = Speedometer(Speeds(gpu.tokens_per_s, gpu.prefill_tokens_per_s))
+    steps = [(chance.randint(20, 40), chance.choice((0,) * 9 + (20,))) for _ in range(2000)]
+    run(meter, gpu, steps, grain_s=0.01)
+    assert meter.speeds().prefill == pytest.approx(gpu.prefill_tokens_per_s, rel=0.1)
 
 
 def test_it_follows_a_device_that_slows_down() -> None:

@@ -11,6 +11,7 @@ BUSY_SEQUENCES = 32
 _SHAPE = 0.2  # of a step with 32 sequences, what the sequences take, before anything was measured
 _FORGET_S = 30.0  # of steps: what is older weighs less than a third
 _RIDGE = 1e-6  # how much the last estimate weighs against the evidence, where that says little
+_PREFILL_RIDGE = 3e-4  # prompts of a few tokens hardly show in a step: noise must not be taken for their speed
 _PREFILL_UNIT = 1024
 _ENOUGH_S = 0.5
 
@@ -76,12 +77,13 @@ class Speedometer:
     def _solved(self) -> list[float]:
         """The three times: the evidence, and a little of the last estimate, each in its own unit's scale."""
         rows = []
+        steps = self._sums[0][0] + 1.0
+        leaning = (_RIDGE * self._scale[0] ** 2, _RIDGE * self._scale[0] ** 2, _PREFILL_RIDGE * self._scale[2] ** 2)
         for i in range(3):
             scale = self._scale[i]
-            ridge = _RIDGE * (self._sums[0][0] + 1.0)
             row = [self._sums[i][j] * scale * self._scale[j] for j in range(3)]
-            row.append(self._sums[i][3] * scale + ridge * self._scale[0] ** 2 * self._x[i] / scale)
-            row[i] += ridge * self._scale[0] ** 2
+            row.append(self._sums[i][3] * scale + steps * leaning[i] * self._x[i] / scale)
+            row[i] += steps * leaning[i]
             rows.append(row)
         return [value * scale for value, scale in zip(_solve(rows), self._scale, strict=True)]
 
