@@ -87,7 +87,7 @@ class Execution:
             outcome = outcome_of(error)
             if isinstance(outcome, Retryable) and outcome.code == "internal_error":
                 _log.exception("meet a bug", extra=self._fields())
-            if isinstance(outcome, Retryable) and outcome.code == "engine_out_of_memory" and self._around.is_crowded(self):
+            if isinstance(outcome, Retryable) and outcome.code == "engine_out_of_memory" and self._around.is_crowded(self.grant):
                 outcome = Moved(self.growth.dearer_tokens, outcome.message)
             if isinstance(outcome, Failed) and not self._began:
                 # What this worker cannot even read, a newer one may.

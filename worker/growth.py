@@ -3,14 +3,9 @@
 Never here: who must make room (worker/held.py), what that does to a request (worker/execution.py).
 """
 
-from typing import TYPE_CHECKING
-
-from dispatch.messages import InferenceRequest, InputKind
+from dispatch.messages import Grant, InferenceRequest, InputKind
 from dispatch.pricing import PAGE_TOKENS, cost_tokens, prompt_tokens
 from worker.admission import Holding, expected_tokens
-
-if TYPE_CHECKING:
-    from worker.execution import Execution
 
 
 class Growth:
@@ -67,7 +62,7 @@ class Around:
     def grown(self, pages: int) -> None:
         """It filled so many pages more."""
 
-    def is_crowded(self, execution: "Execution") -> bool:
+    def is_crowded(self, grant: Grant) -> bool:
         """Whether the memory is so full with the others that it is theirs it lacks."""
         return False
 

@@ -161,8 +161,9 @@ class Beside(Around):
     def grown(self, pages: int) -> None:
         self._held.grown(pages)
 
-    def is_crowded(self, execution: Execution) -> bool:
-        return self._held.is_crowded(execution)
+    def is_crowded(self, grant: Grant) -> bool:
+        execution = self._held.find(grant.request, grant.attempt)
+        return execution is not None and self._held.is_crowded(execution)
 
     async def largest_tokens(self) -> int:
         return await self._largest_tokens()
