@@ -1,7 +1,7 @@
 """THE strategies: what orders the parked pulls for a request. Each is a score, lowest is next, ties by worker id. Pure.
 
-The same formulas stand in Lua (scripts/lib/meet.lua), written in the same order of operations: both compute in IEEE doubles,
-and a test holds them equal. So does the simulator use them. Never here: which pulls are parked and what has room.
+The same formulas stand in Lua (scripts/lib/pull.lua and choose.lua), in the same order of operations: both compute in IEEE
+doubles, and a test holds them equal. So does the simulator use them. Never here: which pulls are parked and what has room.
 """
 
 import hashlib

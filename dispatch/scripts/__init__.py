@@ -38,7 +38,16 @@ NAMES = (
     "pause",
 )
 
-_SCORES = ("CANDIDATES", "DECODE_TOKENS", "HARM", "PREFILL_SEED", "BOUND")
+_SCORES = (
+    "CANDIDATES",
+    "WAIT_GROWTH",
+    "WAIT_KNEE_S",
+    "ANSWER_TOKENS",
+    "HELD_TOKENS",
+    "TYPICAL_PROMPT_TOKENS",
+    "PREFILL_SEED",
+    "BOUND",
+)
 
 
 class Script:

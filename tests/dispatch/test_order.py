@@ -1,6 +1,7 @@
 """Who meets whom: priorities, age, the front of a line, the window, the score."""
 
 from dispatch.rules import QueueRules
+from dispatch.scores import Strategy
 from dispatch.states import Priority, RequestState
 from tests.dispatch.twin import Twin
 from tests.dispatch.walks import running
@@ -68,7 +69,7 @@ async def test_the_lowest_score_that_has_room_is_next(twin: Twin) -> None:
     await twin.park("tiny", weight=9.0, limit=5)
     workers = []
     for _ in range(5):
-        new = twin.new()
+        new = twin.new(strategy=Strategy.WEIGHTED_LEAST_CONNECTIONS)
         await twin.enqueue(new)
         workers.append(twin.record(new.id).worker)
     assert workers == ["fast", "fast", "fast", "slow", "fast"]

@@ -19,7 +19,10 @@ local function affinity(session, id) return tonumber(string.sub(redis.sha1hex(se
 local function turns(w, turn) return math.max(w.grants, math.floor(turn * w.weight)) end
 
 local SCORES = {
-  pull = function(w, r) return standing(w) + (1 + HARM * w.held) * r.prompt / prefill_speed(w) end,
+  pull = function(w, r)
+    local speed = prefill_speed(w)
+    return wait((w.prefill + r.prompt) / speed) + decoding(w) + w.held * r.prompt / speed
+  end,
   round_robin = function(w) return w.last_granted end,
   weighted_round_robin = function(w, r, all) return (turns(w, all.turn) + 1) / w.weight end,
   least_connections = function(w) return w.held end,

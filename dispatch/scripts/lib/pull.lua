@@ -30,8 +30,17 @@ local function connections(w) return (w.held + 1) / w.weight end
 
 local function prefill_speed(w) return w.prefill_weight > 0 and w.prefill_weight or PREFILL_SEED * w.weight end
 
+-- A wait for the first token weighs more the longer it is.
+local function wait(s) return s + WAIT_GROWTH * s * math.min(s, WAIT_KNEE_S) end
+
+-- What an answer takes there, in seconds.
+local function decoding(w) return (ANSWER_TOKENS + HELD_TOKENS * (w.held + 1)) / w.weight end
+
 -- THE score as far as it is the same for every request, in seconds: it orders the parked pulls.
-local function standing(w) return w.prefill / prefill_speed(w) + DECODE_TOKENS * (w.held + 1) / w.weight end
+local function standing(w)
+  local speed = prefill_speed(w)
+  return wait(w.prefill / speed) + decoding(w) + w.held * TYPICAL_PROMPT_TOKENS / speed
+end
 
 local function store_load(w) redis.call('HSET', k_worker(w.id), 'used', w.used, 'held', w.held, 'prefill', w.prefill) end
 
