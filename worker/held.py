@@ -19,8 +19,8 @@ _LONE = 4
 """Up to so many streams each token is worth a write of its own."""
 _CAUTIOUS_S = 10.0
 """How long after an overrun all that is held counts at its most: what was moved must not come straight back to a full room."""
-_SLACK_PAGES = 2
-"""How far an engine may be ahead of what was heard of it, in pages of each request."""
+_NEARLY = 0.5
+"""How full the memory must look for an engine that runs out of it to have run out by what it holds."""
 _log = logging.getLogger("penstock.worker")
 
 
@@ -112,14 +112,15 @@ class Held:
         self._spare_pages = (holds - sum(e.holding.reach_tokens for e in growing)) // PAGE_TOKENS
 
     def is_crowded(self, execution: Execution) -> bool:
-        """Whether memory ran out because of what those beside it hold: by their count of pages, or nearly."""
+        """Whether memory ran out because those held outgrew it together."""
         holds = self.holds_tokens()
         beside = [e for e in self._executions.values() if e is not execution and e.generating]
         if holds is None or not beside:
             return False
-        slack = Holding(0, 0, _SLACK_PAGES * PAGE_TOKENS, 0)
-        all_ = [execution, *beside]
-        crowded = is_overrun(holds, [e.growth.holding(generating=True) for e in all_] + [slack] * len(all_))
+        holding = [e.growth.holding(generating=True) for e in (execution, *beside)]
+        # What was heard of the engine may be some pages old; but what could never outgrow the memory did not.
+        nearly_full = sum(h.used_tokens for h in holding) >= _NEARLY * holds
+        crowded = nearly_full and sum(h.counted(cautious=True) for h in holding) > holds
         if crowded:
             self._note_overrun(execution, holds, len(beside))
         return crowded

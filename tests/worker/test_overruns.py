@@ -170,6 +170,20 @@ async def test_a_storm_of_underpriced_requests_all_end_well(
         assert await charged(queue, request) == 0
 
 
+async def test_an_engine_in_its_own_process_that_runs_ahead_fails_nobody(
+    server_url: str, rules: QueueRules, client: Client, queue: Queue
+) -> None:
+    """What is heard of it is some milliseconds, so some pages old: it runs out before its worker can know."""
+    common: dict[str, Any] = {"kv_tokens": 1_024, "sim_gpu": "H100", "isolate": True}
+    async with working(server_url, rules, sim_speed=20.0, **common):
+        requests = [await ask(queue, f"i{i}", 40 + 37 * i % 400, 32) for i in range(30)]
+        for request in requests:
+            assert await client.ended(request, 40) is RequestState.COMPLETED
+    for i, request in enumerate(requests):
+        assert (await client.answer(request))[:2] == expected(f"i{i}", 40 + 37 * i % 400)
+        assert await charged(queue, request) == 0
+
+
 async def test_the_fleet_learns_how_long_answers_get(
     server_url: str, rules: QueueRules, client: Client, queue: Queue, redis: Any
 ) -> None:
