@@ -8,7 +8,8 @@ Never here: clocks, who makes the steps.
 from dataclasses import dataclass
 
 BUSY_SEQUENCES = 32
-_SHAPE = 0.2  # of a step with 32 sequences, what the sequences take, before anything was measured
+GPU_SHAPE, CPU_SHAPE = 0.2, 0.9
+"""Of a step with 32 sequences, what the sequences take, before anything was measured: a GPU reads its weights anyway."""
 _FORGET_S = 30.0  # of steps: what is older weighs less than a third
 _RIDGE = 1e-6  # how much the last estimate weighs against the evidence, where that says little
 _PREFILL_RIDGE = 3e-4  # prompts of a few tokens hardly show in a step: noise must not be taken for their speed
@@ -27,11 +28,11 @@ class Speeds:
 class Speedometer:
     """Least squares over the steps, old ones forgotten, leaning on the last estimate where the steps tell nothing apart."""
 
-    def __init__(self, seed: Speeds) -> None:
+    def __init__(self, seed: Speeds, shape: float = GPU_SHAPE) -> None:
         self.busy_s = 0.0
         whole = BUSY_SEQUENCES / seed.decode
         # In units of a step: its base, its 32 sequences, 1024 prompt tokens.
-        self._x = [whole * (1 - _SHAPE), whole * _SHAPE, _PREFILL_UNIT / seed.prefill]
+        self._x = [whole * (1 - shape), whole * shape, _PREFILL_UNIT / seed.prefill]
         self._scale = tuple(self._x)
         self._sums = [[0.0] * 4 for _ in range(3)]
         self._decoding_s = 0.0

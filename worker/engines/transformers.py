@@ -20,7 +20,7 @@ from dispatch.messages import InferenceRequest, InputKind, ModelCard
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.settings import WorkerSettings
 from worker.engines.base import Chunk, Cost, EngineDead, EngineError, EngineInfo, EngineLoad
-from worker.engines.speed import BUSY_SEQUENCES, Speedometer, Speeds
+from worker.engines.speed import BUSY_SEQUENCES, CPU_SHAPE, GPU_SHAPE, Speedometer, Speeds
 from worker.engines.transcript import Transcript
 from worker.engines.transformers_loading import LoadedModel, load, locate, pick_device
 
@@ -101,7 +101,7 @@ class TransformersEngine:
         # A slice of prefill is at best as quick a token as measured; on a GPU it is so much quicker that it does not matter.
         longest_step_s = batch_tokens(slots) / weight if device == "cpu" else 0.0
         seed = _seed(weight, device, self._settings.weight_seed)
-        self._speedometer = Speedometer(seed)
+        self._speedometer = Speedometer(seed, CPU_SHAPE if device == "cpu" else GPU_SHAPE)
         return EngineInfo(
             card, self._limit_tokens, slots, seed.decode, device, loaded.files, longest_step_s, prefill_weight=seed.prefill
         )
