@@ -14,10 +14,10 @@ CANDIDATES = 8
 """`pull`: how many parked pulls with room, taken in the order of their standing score, are compared by the score itself."""
 
 # `pull`, found by simulation (docs/decisions/0016): on several traces, fleets and loads, not tuned to one.
-WAIT_GROWTH = 2.0
-WAIT_KNEE_S = 1.0
-"""A wait for the first token weighs more the longer it is, up to this; from there on (1 + growth) times its seconds."""
-ANSWER_TOKENS = 1_000.0
+WAIT_GROWTH = 1.5
+WAIT_KNEE_S = 2.0
+"""A wait for the first token weighs more the longer it is, up to this; from there on 1 + growth x knee its seconds."""
+ANSWER_TOKENS = 2_000.0
 """Its own answer, in tokens decoded at the worker's full speed: what a slow worker costs even if it is idle."""
 HELD_TOKENS = 64.0
 """The same for each request held there: its share of what is decoded together."""
