@@ -5,6 +5,7 @@ Never here: reading bodies (bodies.py), prices and contexts (admission.py).
 
 import re
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -149,6 +150,8 @@ _UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "web_search_options": _given,
 }
 
+_WORDS: Mapping[str, type[StrEnum]] = {"priority": Priority, "on_disconnect": OnDisconnect, "strategy": Strategy}
+
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 _MISSING = re.compile(r"missing required field `([^`]*)`")
@@ -167,6 +170,8 @@ def parse(body: dict[str, Any], kind: type[_T]) -> _T:
             hint = "Take it out; the OpenAI routes pass unknown fields through, this one refuses them."
         elif missing:
             hint = f"Add `{param}`."
+        elif param is not None and param in _WORDS:
+            hint = f"Send one of {', '.join(_WORDS[param])}."
         else:
             hint = "Send a value of that type and range."
         what = _AT.sub("", text)

@@ -21,8 +21,11 @@ async def explain(http_request: Request, request_id: str, tenant: Tenant) -> Res
     gateway = gateway_of(http_request)
     record = await owned_record(gateway, request_id, tenant)
     reading = Explaining(gateway.redis, ShardKeys(gateway.queue.shard))
-    if record.state is RequestState.QUEUED:
-        document = waiting_document(record, await reading.surroundings(record), gateway.queue.rules)
+    around = await reading.surroundings(record) if record.state is RequestState.QUEUED else None
+    if around is not None and around.position is None:
+        record = await owned_record(gateway, request_id, tenant)  # far back, or it left its line meanwhile
+    if around is not None and record.state is RequestState.QUEUED:
+        document = waiting_document(record, around, gateway.queue.rules)
     elif record.state is RequestState.WAITING:
         document = backoff_document(record, await reading.now_ms())
     elif record.state in HELD:

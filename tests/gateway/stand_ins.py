@@ -36,7 +36,9 @@ class StandIns:
     async def beat(self) -> None:
         """Heard of again, and what was granted meanwhile has begun."""
         for worker, offer in self.offers.items():
-            self.read_until[worker], words = await self.queue.read_inbox(worker, self.read_until.get(worker, "0"), block_ms=1)
+            # Not blocking: a server looks only ten times a second for those whose time is over.
+            after = self.read_until.get(worker, "0")
+            self.read_until[worker], words = await self.queue.read_inbox(worker, after, block_ms=None)  # type: ignore[arg-type]
             for word in words:
                 begun = await self.queue.begin(word) if isinstance(word, m.Grant) else None
                 if isinstance(word, m.Grant) and begun is not None:

@@ -62,6 +62,7 @@ async def test_bad_fields_are_named(gateway: Running, worker: FakeWorker) -> Non
     for change, param in (({"strategy": "astrology"}, "strategy"), ({"session": ""}, "session"), ({"session": 3}, "session")):
         answer = await gateway.client.post("/v1/requests", json={**CHAT, **change})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == param, change
+        assert param == "session" or all(strategy in answer.json()["hint"] for strategy in Strategy)
     answer = await gateway.client.post("/v1/chat/completions", json={**CHAT, "prompt_cache_key": 3})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "prompt_cache_key"
 

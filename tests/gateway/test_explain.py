@@ -1,7 +1,9 @@
 """Why a request is where it is: each reason code, what can never start, when it may start, and that asking changes nothing."""
 
+import dataclasses
 import random
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ from dispatch.explaining import Explaining
 from dispatch.fleet import Fleet
 from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
-from dispatch.reasons import Needs, judge
+from dispatch.reasons import Judged, Needs, Reason, judge
 from dispatch.rules import QueueRules
+from dispatch.scores import Strategy
 from dispatch.states import RequestState, WorkerState
 from gateway.shapes import links
 from tests.gateway.helpers import MODEL, FakeWorker, Running, serving, settings_for, working
@@ -315,32 +318,54 @@ async def test_asking_changes_nothing(gateway: Running, workers: StandIns, redis
     assert await stored() == before
 
 
-async def test_whoever_waits_has_a_reason_at_each_worker(queue: Queue, fleet: Fleet, redis: Redis, rules: QueueRules) -> None:
-    """The laws leave no waiting request and parked pull that may meet: so each worker must have a reason, in any state."""
+async def test_what_is_told_is_what_the_laws_go_by(redis: Redis, fleet: Fleet) -> None:
+    """In any state: a request is granted at once if and only if some worker has no reason against it, and to one of these."""
     rng = random.Random(7)
-    workers, explaining, told = StandIns(queue, fleet), Explaining(redis, ShardKeys("s0")), 0
+    rules = QueueRules(worker_seen_ms=600_000)
+    queue, explaining, codes = Queue(redis, rules), Explaining(redis, ShardKeys("s0")), Counter[Reason]()
+    workers = StandIns(queue, fleet)
     for n in range(4):
-        await workers.park(f"w-{n}", limit=rng.choice((100, 300, 900)), slots=rng.choice((1, 2, 8)))
-    for step in range(150):
+        await workers.park(f"w-{n}", limit=(100, 300, 300, 400)[n], slots=(8, 1, 3, 8)[n])
+
+    async def judged(record: m.RequestRecord) -> list[Judged]:
+        around = await explaining.surroundings(record)
+        assert len(around.workers) == 4
+        needs = Needs(record.id, record.cost_tokens, record.crashes > 0, around.paused)
+        return [judge(needs, w, rules.worker_seen_ms) for w in around.workers]
+
+    template = None
+    for step in range(200):
         if workers.held and rng.random() < 0.45:
             await workers.finish(rng.choice(sorted(workers.held)))
         else:
             asked = m.InferenceRequest(m.new_id(), MODEL, m.InputKind.CHAT, m.Sampling(max_tokens=8))
-            cost = rng.choice((16, 64, 160, 400, 1_000))
-            # Some came long ago, so that room is kept for them.
-            at = past(redis, rules, rng.choice((0, 0, 8)))
-            await at.enqueue(m.NewRequest(asked.id, MODEL, m.encode(asked), asked.kind, cost, 3_600_000))
-        if step % 40 == 20:
+            cost = rng.choice((16, 16, 32, 64, 160, 290, 290, 1_000))
+            strategy = rng.choice(list(Strategy))
+            free: set[str] = set()
+            if template is not None:
+                before = await judged(dataclasses.replace(template, id=asked.id, cost_tokens=cost))
+                free = {each.worker.id for each in before if not each.reasons}
+            at = past(redis, rules, 8 if cost > 100 else 0)  # the big ones have waited too long: room is kept for them
+            await at.enqueue(m.NewRequest(asked.id, MODEL, m.encode(asked), asked.kind, cost, 3_600_000, strategy=strategy))
+            record = await queue.record(asked.id)
+            assert record is not None
+            if template is None:
+                template = record
+            else:
+                assert record.worker in free if free else record.worker == "", (step, free, record)
+        if step % 40 == 10:
             await queue.pause(MODEL, True)
-        if step % 40 == 25:
+        if step % 40 == 20:
             await queue.pause(MODEL, False)
         await workers.beat()
-        for request in (await queue.waiting(MODEL))[:10]:
-            record = await queue.record(request)
-            assert record is not None and record.state is RequestState.QUEUED
-            around = await explaining.surroundings(record)
-            needs = Needs(request, record.cost_tokens, record.crashes > 0, around.paused)
-            judged = [judge(needs, w, rules.worker_seen_ms) for w in around.workers]
-            assert len(judged) == 4 and all(each.reasons for each in judged), (step, needs, judged)
-            told += 1
-    assert told > 300
+        line = rng.sample(all_waiting := await queue.waiting(MODEL), min(3, len(all_waiting)))
+        for request in line:
+            waiting = await queue.record(request)
+            assert waiting is not None and waiting.state is RequestState.QUEUED
+            found = await judged(waiting)
+            assert all(each.reasons for each in found), (step, waiting, found)
+            codes.update(reason for each in found for reason in each.reasons)
+        if len(all_waiting) > 5:
+            await queue.cancel(rng.choice(all_waiting))
+            await queue.cancel(rng.choice(all_waiting))
+    assert {Reason.NO_ROOM, Reason.SLOTS, Reason.TOO_SMALL, Reason.KEPT_FOR_PINNED, Reason.PAUSED} <= set(codes), codes
