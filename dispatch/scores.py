@@ -91,6 +91,15 @@ class Share:
     weight: float
 
 
+def share_of(loads: Sequence[Load]) -> Share:
+    """Their sums, added in this order, as Lua adds: a sum of doubles hangs on its order."""
+    held, weight = 0, 0.0
+    for load in loads:
+        held += load.held
+        weight += load.weight
+    return Share(held, weight)
+
+
 def has_room(load: Load, cost_tokens: int) -> bool:
     """Whether the pull can hold a request of this cost."""
     return load.held < load.slots and load.limit_tokens - load.used_tokens >= cost_tokens
@@ -140,10 +149,14 @@ def affinity(session: str, worker: str) -> float:
     return int(digest[:_HASH_DIGITS], 16) / _HASH_RANGE
 
 
+def session_bound(load: Load, share: Share) -> int:
+    """How many a worker may hold before a session is led past it."""
+    return math.ceil(BOUND * (share.held + 1) * load.weight / share.weight)
+
+
 def session(load: Load, need: Need, share: Share) -> float:
     """-1 for who last ran the session, then by hash; who holds more than its bounded share comes after all others."""
-    bound = math.ceil(BOUND * (share.held + 1) * load.weight / share.weight)
-    if load.held + 1 > bound:
+    if load.held + 1 > session_bound(load, share):
         return 2.0 + connections(load)
     if load.worker == need.last_worker:
         return -1.0
@@ -196,9 +209,7 @@ def choose(strategy: Strategy, parked: Sequence[Load], need: Need) -> Load | Non
     compared = looked_at(strategy, parked, need)
     if not compared:
         return None
-    share = Share(0, 0.0)
-    for load in compared:  # one after the other, as Lua adds: a sum of doubles hangs on its order
-        share = Share(share.held + load.held, share.weight + load.weight)
+    share = share_of(compared)
     return min(compared, key=lambda load: (score(strategy, load, need, share), load.worker))
 
 

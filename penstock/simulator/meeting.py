@@ -6,7 +6,6 @@ Never here: time, and how a worker works.
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Protocol
 
 from dispatch import scores
@@ -79,29 +78,69 @@ class Ordered:
                 yield place
 
 
-class Compared:
-    """Strategies that look at all who have room: `scores.choose` itself."""
+class _All:
+    """Strategies that look at all who have room, in the order of their names."""
 
-    def __init__(self, strategy: Strategy) -> None:
-        self._strategy = strategy
-        self._loads: dict[int, Load] = {}
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._loads: dict[str, Load] = {}
         self._places: dict[str, int] = {}
-        self._last: dict[str, str] = {}
+        self._by_place: dict[int, str] = {}
 
     def put(self, place: int, load: Load) -> None:
-        self._loads[place] = load
-        self._places[load.worker] = place
+        if place not in self._by_place:
+            insort(self._names, load.worker)
+            self._by_place[place] = load.worker
+            self._places[load.worker] = place
+        self._loads[load.worker] = load
 
     def leave(self, place: int) -> None:
-        self._loads.pop(place, None)
+        name = self._by_place.pop(place, None)
+        if name is not None:
+            del self._names[bisect_left(self._names, name)]
+
+    def _fitting(self, cost_tokens: int) -> list[Load]:
+        loads = self._loads
+        return [
+            load
+            for name in self._names
+            if (load := loads[name]).held < load.slots and load.limit_tokens - load.used_tokens >= cost_tokens
+        ]
+
+
+class TwoPicks(_All):
+    """`power_of_two`."""
 
     def choose(self, need: Need) -> int | None:
-        need = replace(need, last_worker=self._last.get(need.session, ""))
-        load = scores.choose(self._strategy, list(self._loads.values()), need)
-        if load is None:
+        fitting = self._fitting(need.cost_tokens)
+        if not fitting:
             return None
-        self._last[need.session] = load.worker
-        return self._places[load.worker]
+        compared = [fitting[i] for i in scores.two_picks(len(fitting), need.salt)]
+        return self._places[min(compared, key=lambda load: (scores.connections(load), load.worker)).worker]
+
+
+class Sessions(_All):
+    """`session`: hashes only those who are within their bound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, str] = {}
+
+    def choose(self, need: Need) -> int | None:
+        fitting = self._fitting(need.cost_tokens)
+        if not fitting:
+            return None
+        share = scores.share_of(fitting)
+        within = [load for load in fitting if load.held + 1 <= scores.session_bound(load, share)]
+        last = self._last.get(need.session)
+        if not within:
+            name = min(fitting, key=lambda load: (scores.connections(load), load.worker)).worker
+        elif any(load.worker == last for load in within):
+            name = str(last)
+        else:
+            _, name = min((scores.affinity(need.session, load.worker), load.worker) for load in within)
+        self._last[need.session] = name
+        return self._places[name]
 
 
 class FirstToWake:
@@ -134,6 +173,8 @@ def meeting_of(strategy: Strategy) -> Meeting:
     """The meeting that ranks by this strategy."""
     if strategy is Strategy.PULL:
         return Ordered(scores.standing, scores.pull, scores.CANDIDATES)
-    if strategy in (Strategy.POWER_OF_TWO, Strategy.SESSION):
-        return Compared(strategy)
+    if strategy is Strategy.POWER_OF_TWO:
+        return TwoPicks()
+    if strategy is Strategy.SESSION:
+        return Sessions()
     return Ordered(lambda load: scores.score(strategy, load, _NO_NEED, _NO_SHARE), None, 1)
