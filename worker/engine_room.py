@@ -89,26 +89,22 @@ class EngineRoom:
         if death.hung:
             self.engine.kill()
         await close(self.engine)
-        self._place.withdraw()
 
     async def close(self) -> None:
         """End the engine there is."""
         await close(self.engine)
-        self._place.withdraw()
 
     async def _start(self) -> tuple[Life, Sick | None]:
         engine = self.engine
         try:
             async with self._place.turn():
                 info = await engine.start()
-                self._place.promise(engine, info)
             sick = await self._health.first(engine)
             if sick is not None and not sick.garbage:
                 raise PenstockError("engine_error", f"The engine started, but {sick.why}.")
         except Exception:
             engine.kill()
             await close(engine)
-            self._place.withdraw()
             raise
         self._because = ""
         return Life(engine, info), sick

@@ -8,15 +8,21 @@ folder of this user: they die with their processes (a lock at once, a record is 
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import msgspec
 
 _LOOK_S = 0.1
+_PATIENCE_S = 300.0
+_SIZING_PATIENCE_S = 5.0
+_log = logging.getLogger("penstock.worker")
 _NAME = re.compile(r"[^A-Za-z0-9.-]")
 
 
@@ -38,16 +44,31 @@ def folder() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def start_lock(device: str, on_wait: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-    """Held while an engine starts on that device. The kernel lets go of it when its holder dies."""
-    with (folder() / f"start-{_safe(device)}.lock").open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+async def start_lock(
+    device: str, on_wait: Callable[[], None] = lambda: None, *, patience_s: float = _PATIENCE_S
+) -> AsyncIterator[None]:
+    """Held while an engine starts on that device. The kernel lets go of it when its holder dies.
+
+    A holder that hangs is not waited for for ever: then the start goes on without it.
+    """
+    give_up_at = time.monotonic() + patience_s
+    with _lock_file(device).open("a") as file:
+        while not _taken(file):
+            if time.monotonic() >= give_up_at:
+                _log.warning("start beside another worker that has been starting for too long", extra={"device": device})
                 break
-            except BlockingIOError:
-                on_wait()
-                await asyncio.sleep(_LOOK_S)
+            on_wait()
+            await asyncio.sleep(_LOOK_S)
+        yield
+
+
+@contextlib.contextmanager
+def sizing_lock(device: str) -> Iterator[None]:
+    """The same for a moment: between the look at what is free and the promise. Blocks, a few seconds at most."""
+    give_up_at = time.monotonic() + _SIZING_PATIENCE_S
+    with _lock_file(device).open("a") as file:
+        while not _taken(file) and time.monotonic() < give_up_at:
+            time.sleep(_LOOK_S)
         yield
 
 
@@ -88,6 +109,18 @@ def rss_bytes(pid: int | str = "self") -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def _lock_file(device: str) -> Path:
+    return folder() / f"start-{_safe(device)}.lock"
+
+
+def _taken(file: IO[Any]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _record(device: str, pid: int) -> Path:

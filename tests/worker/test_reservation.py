@@ -10,18 +10,16 @@ from pathlib import Path
 import pytest
 
 from dispatch.fleet import Fleet
-from dispatch.messages import GpuStatus, ModelCard
+from dispatch.messages import GpuStatus
 from dispatch.rules import QueueRules
 from dispatch.settings import WorkerSettings
 from dispatch.states import WorkerState
 from tests.worker.conftest import until
 from tests.worker.test_worker import working
 from worker import reservation
-from worker.engines.base import EngineInfo
-from worker.engines.sim import SimEngine
 from worker.gpu import FakeGpus, HostMemory
 from worker.placing import Place
-from worker.reservation import folder, promise, promised_elsewhere_bytes, rss_bytes, start_lock, withdraw
+from worker.reservation import folder, promise, promised_elsewhere_bytes, start_lock, withdraw
 
 MB = 1 << 20
 
@@ -61,6 +59,17 @@ while sys.stdin.readline():
     taken = bytearray({200 * MB})
     taken[::4096] = b"x" * len(taken[::4096])
     print("taken", flush=True)
+"""
+
+
+SIZES = f"""
+import os, sys
+from worker.reservation import promise, sizing_lock
+with sizing_lock("host"):
+    print("sizing", flush=True)
+    sys.stdin.readline()
+    promise("host", os.getpid(), {10_000 * MB})
+sys.stdin.readline()
 """
 
 
@@ -141,27 +150,32 @@ async def test_a_place_is_known_before_the_engine_runs() -> None:
         return Place(WorkerSettings(engine=engine, device=device), seen).device
 
     assert (place("transformers", "auto"), place("transformers", "cuda:1")) == ("GPU-7", "GPU-8")
-    assert (place("transformers", "cpu"), place("transformers", "auto", HostMemory())) == ("host", "host")
+    assert (place("transformers", "cpu"), place("transformers", "auto", HostMemory())) == (None, None)  # loading measures nothing
     assert place("sim", "auto") is None and place("upstream", "auto") is None
 
 
-async def test_a_started_engine_on_the_host_is_promised_its_whole_cache() -> None:
-    engine = SimEngine(WorkerSettings(engine="sim"))
-    info = EngineInfo(
-        ModelCard("m", "transformers", 4096, 100, 1000), limit_tokens=1000 * MB // 100, slots=1, weight=1.0, device="cpu"
-    )
-    place = Place(WorkerSettings(device="cpu"), HostMemory())
-    async with place.turn():
-        place.promise(engine, info)
-    assert promised_elsewhere_bytes("host", ()) == pytest.approx(1000 * MB, rel=0.05)
-    assert rss_bytes() > 0
-    place.withdraw()
-    assert promised_elsewhere_bytes("host", ()) == 0
+async def test_a_start_that_hangs_is_not_waited_for_for_ever() -> None:
+    with process(HOLDS_THE_LOCK) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        async with start_lock("GPU-1", patience_s=0.3):
+            pass
 
 
-async def test_a_worker_says_that_it_waits_its_turn_and_then_starts(server_url: str, rules: QueueRules, fleet: Fleet) -> None:
+def test_sizing_waits_for_the_promise_of_the_one_before() -> None:
+    with process(SIZES) as other:
+        assert other.stdin is not None and other.stdout is not None and other.stdout.readline() == "sizing\n"
+        other.stdin.write("\n")
+        other.stdin.flush()
+        with reservation.sizing_lock("host"):
+            assert promised_elsewhere_bytes("host", ()) > 100 * MB
+
+
+async def test_a_worker_says_that_it_waits_its_turn_and_then_starts(
+    server_url: str, rules: QueueRules, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Place, "_find", staticmethod(lambda *_: "GPU-1"))
     made = working(server_url, rules, engine="transformers", device="cpu", kv_tokens=512, slots=2)
-    async with start_lock("host"):
+    async with start_lock("GPU-1"):
         starting = asyncio.create_task(made.__aenter__())
 
         async def says_so() -> bool:

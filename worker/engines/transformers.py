@@ -19,6 +19,7 @@ from dispatch.errors import PenstockError
 from dispatch.messages import InferenceRequest, InputKind, ModelCard
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.settings import WorkerSettings
+from worker import reservation
 from worker.engines.base import Chunk, Cost, EngineDead, EngineError, EngineInfo, EngineLoad
 from worker.engines.speed import BUSY_SEQUENCES, CPU_SHAPE, GPU_SHAPE, Speedometer, Speeds
 from worker.engines.transcript import Transcript
@@ -190,6 +191,7 @@ class TransformersEngine:
         manager, self._manager = self._manager, None
         if manager is not None:
             await asyncio.to_thread(manager.stop, block=True, timeout=10.0, hard_stop=True)
+            reservation.withdraw("host", os.getpid())
         self._loaded = None
 
     def free_tokens(self) -> int:

@@ -4,6 +4,7 @@ Never here: requests and their text (transformers.py), loading (transformers_loa
 """
 
 import logging
+import os
 import queue
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from dispatch.errors import PenstockError
 from dispatch.settings import WorkerSettings
+from worker import reservation
 from worker.engines import transformers_sampling
 from worker.engines.transformers_loading import LoadedModel, available_ram_bytes
 
@@ -48,8 +50,11 @@ def make_manager(settings: WorkerSettings, loaded: LoadedModel, device: str, ste
     slots = settings.slots or _SLOTS[device]
     page = _FLASH_PAGE_TOKENS if device == "cuda" and is_flash_attn_2_available() else PAGE_TOKENS
     tokens = settings.kv_tokens
-    if tokens is None and device == "cpu":
-        tokens = _cpu_kv_tokens(loaded)
+    if device == "cpu":
+        # Its pages become this process's own only as they are filled: until then nobody else must count on them.
+        with reservation.sizing_lock("host"):
+            tokens = tokens or _cpu_kv_tokens(loaded)
+            reservation.promise("host", os.getpid(), reservation.rss_bytes() + tokens * loaded.kv_bytes_per_token)
     config = ContinuousBatchingConfig(
         page_size=page,
         num_blocks=None if tokens is None else -(-tokens // page) + _reserve_tokens(slots, page) // page,
