@@ -173,7 +173,7 @@ class Outlook:
 def outlook(needs: Needs, judged: Sequence[Judged], ahead: Ahead) -> Outlook | None:
     """None where nothing can be known: nobody takes requests, or no speed was measured.
 
-    As if each answer came to its end by its limit: answers that end early bring it forward.
+    As if each answer filled what it was priced at: answers that end early bring it forward.
     """
     if needs.paused:
         return None

@@ -82,7 +82,7 @@ def _why(args: argparse.Namespace) -> int:
     needs = document["needs"]
     parts = [f"{needs['cost_tokens']:,} KV tokens"]
     if needs["prompt_tokens"]:
-        parts[0] += f" (prompt {needs['prompt_tokens']:,}, answer up to {needs['answer_tokens']:,})"
+        parts[0] += f" (prompt {needs['prompt_tokens']:,}, {needs['answer_tokens']:,} for the answer)"
     parts += [f"strategy {needs['strategy']}"] if needs["strategy"] else []
     print(f"needs     {', '.join(parts)}")
     if kept := document.get("kept_by"):
