@@ -35,7 +35,21 @@ def verbs() -> list[tuple[str, ...]]:
 
 def test_all_verbs_of_the_issue_are_there() -> None:
     top = {verb[0] for verb in verbs()}
-    expected = {"up", "gateway", "worker", "chat", "submit", "request", "requests", "dead", "ps", "queues", "simulate", "doctor", "config"}
+    expected = {
+        "up",
+        "gateway",
+        "worker",
+        "chat",
+        "submit",
+        "request",
+        "requests",
+        "dead",
+        "ps",
+        "queues",
+        "simulate",
+        "doctor",
+        "config",
+    }
     assert top == expected
     assert {verb[1] for verb in verbs() if verb[0] == "request" and len(verb) > 1} == {"show", "why", "stream", "cancel", "retry"}
     assert {verb[1] for verb in verbs() if verb[0] == "dead" and len(verb) > 1} == {"list", "show", "retry", "purge"}
