@@ -31,7 +31,7 @@ async def suspects_of(held: Held, death: Death) -> list[str]:
         await asyncio.sleep(0.01)
     if not death.own_fault:
         return []
-    latest = time.monotonic() - max(0.0, death.silent_s)
+    latest = time.monotonic() if death.silent_since is None else death.silent_since
     return [e.grant.request for e in held if e.generating and e.generating_since <= latest]
 
 

@@ -48,12 +48,13 @@ class Complaint:
 
 
 class Steps:
-    """Whether the engine makes steps while it owes some. `on_hung` is told when it made none for `hang_s`.
+    """Whether the engine makes steps while it owes some. `on_hung` is told when it made none for `hang_s`: for how long, and
+    at which look it was first found silent. What came later had no part in that, even if all who were there have left.
 
     Silence is counted from look to look, `longest_gap_s` at most: a process that was itself stopped has heard nothing.
     """
 
-    def __init__(self, count: Callable[[], int], on_hung: Callable[[float], None], longest_gap_s: float) -> None:
+    def __init__(self, count: Callable[[], int], on_hung: Callable[[float, float], None], longest_gap_s: float) -> None:
         self.hang_s = math.inf
         self._count = count
         self._on_hung = on_hung
@@ -61,6 +62,7 @@ class Steps:
         self._last = -1
         self._looked_at = 0.0
         self._silent_s = 0.0
+        self._silent_since: float | None = None
         self._stalled = False
 
     def look(self, owing: bool, now: float) -> "Pace":
@@ -68,9 +70,13 @@ class Steps:
         count = self._count()
         gap_s, self._looked_at = min(self.longest_gap_s, now - self._looked_at), now
         self._silent_s = 0.0 if count != self._last or not owing else self._silent_s + gap_s
+        if count != self._last:
+            self._silent_since = None
+        elif owing and self._silent_since is None:
+            self._silent_since = now
         self._last = count
         if self._silent_s > self.hang_s:
-            self._on_hung(self._silent_s)
+            self._on_hung(self._silent_s, self._silent_since or now)
             return Pace.HUNG
         stalled = self._silent_s > self.hang_s / 2
         if stalled and not self._stalled:

@@ -20,13 +20,13 @@ _STEPS_IN_A_HANG = 4
 class Death:
     """How an engine died. What ran in one that died of its `own_fault` is suspect; `hung`: it must be killed.
 
-    `silent_s`: how long a hung one made no step, at least. What came to it later had no part in that.
+    `silent_since`: when a hung one was first found silent (monotonic seconds). What came to it later had no part in that.
     """
 
     evidence: str
     own_fault: bool = True
     hung: bool = False
-    silent_s: float = 0.0
+    silent_since: float | None = None
 
 
 class Life:

@@ -322,11 +322,9 @@ class Worker:
     def _count_steps(self) -> int:
         return self._life.steps() if self._life is not None else -1
 
-    def _see_hung(self, silent_s: float) -> None:
+    def _see_hung(self, silent_s: float, since: float) -> None:
         if self._life is not None:
-            self._life.see_dead(
-                Death(f"the engine made no step for {silent_s:.0f} s", hung=True, silent_s=silent_s - self._steps.longest_gap_s)
-            )
+            self._life.see_dead(Death(f"the engine made no step for {silent_s:.0f} s", hung=True, silent_since=since))
 
     def _story(self, life: Life) -> dict[str, object]:
         return {

@@ -133,7 +133,7 @@ def test_what_was_done_is_the_tokens_in_the_log() -> None:
 
 def test_steps_that_stop_are_seen_only_while_some_are_owed() -> None:
     count, hung = [0], []
-    steps = Steps(lambda: count[0], hung.append, longest_gap_s=4.0)
+    steps = Steps(lambda: count[0], lambda *found: hung.append(found), longest_gap_s=4.0)
     steps.hang_s = 10.0
     assert steps.look(True, 100.0) is Pace.STEADY  # the first count it ever sees is news
     assert steps.look(True, 104.0) is Pace.STEADY
@@ -143,12 +143,25 @@ def test_steps_that_stop_are_seen_only_while_some_are_owed() -> None:
     assert steps.look(False, 110.0) is Pace.STEADY  # idle
     assert steps.look(True, 114.0) is Pace.STEADY
     assert steps.look(True, 118.0) is Pace.STALLED and not hung
-    assert steps.look(True, 121.0) is Pace.HUNG and hung == [11.0]
+    assert steps.look(True, 121.0) is Pace.HUNG and hung == [(11.0, 114.0)]
+
+
+def test_who_comes_to_a_silent_engine_is_not_its_silence() -> None:
+    """The one that silenced it has left (cancelled, its lease lost): the next one only waits there."""
+    hung: list[tuple[float, float]] = []
+    steps = Steps(lambda: 7, lambda *found: hung.append(found), longest_gap_s=4.0)
+    steps.hang_s = 10.0
+    steps.look(False, 100.0)
+    assert steps.look(True, 101.0) is Pace.STEADY
+    assert steps.look(False, 104.0) is Pace.STEADY, "it left"
+    for now in (106.0, 110.0, 114.0, 118.0):
+        steps.look(True, now)
+    assert hung[0][1] == 101.0
 
 
 def test_a_process_that_was_stopped_itself_saw_no_hang() -> None:
-    hung: list[float] = []
-    steps = Steps(lambda: 7, hung.append, longest_gap_s=2.0)
+    hung: list[tuple[float, float]] = []
+    steps = Steps(lambda: 7, lambda *found: hung.append(found), longest_gap_s=2.0)
     steps.hang_s = 10.0
     steps.look(True, 100.0)
     assert steps.look(True, 101.0) is Pace.STEADY
