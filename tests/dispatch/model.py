@@ -271,20 +271,25 @@ class Model:
         return self.workers[r.pinned].pin == r.id and r.cost <= self.workers[r.pinned].limit
 
     def _take_pinned(self, worker: str) -> int:
-        w = self.workers[worker]
-        if not w.pin or w.alone:
-            return 0
-        r = self.requests[w.pin]
-        if r.state is not S.QUEUED or r.pinned != worker or r.cost > w.limit:
-            w.pin = ""
-            return 0
-        held = self.held_by(worker)
-        if w.limit - sum(each.cost for each in held) < r.cost or len(held) >= w.slots:
-            return 0
-        w.pin = ""
-        next(line for line in self.lines.values() if r.id in line).remove(r.id)
-        self._grant(r, worker)
-        return 1
+        """As soon as it fits; before it whoever stands before it in its line and fits, too."""
+        w, granted = self.workers[worker], 0
+        while w.pin and not w.alone:
+            r = self.requests[w.pin]
+            if r.state is not S.QUEUED or r.pinned != worker or r.cost > w.limit:
+                w.pin = ""
+                return granted
+            held = self.held_by(worker)
+            room = w.limit - sum(each.cost for each in held)
+            if room < r.cost or len(held) >= w.slots:
+                return granted
+            line = next(line for line in self.lines.values() if r.id in line)
+            first = next(i for i in line if self.requests[i].cost <= room)
+            if first == r.id:
+                w.pin = ""
+            line.remove(first)
+            self._grant(self.requests[first], worker)
+            granted += 1
+        return granted
 
     def _overtaken(self, w: Worker, line: list[str]) -> Request | None:
         """The first that waits for long, with nobody keeping room for it, and that w could hold."""

@@ -126,6 +126,31 @@ async def oldest_first(t: Twin) -> None:
     must(t.record(middle.id).state is S.GRANTED and t.model.workers["w-1"].pin == second.id, "then the next")
 
 
+async def older_first(t: Twin) -> None:
+    """Room is kept for two, at two workers: the first that is free takes the older one."""
+    await t.park("w-1", limit=40)
+    first = t.new(40)
+    await t.enqueue(first)
+    await t.park("w-2", limit=40)
+    second = t.new(40)
+    await t.enqueue(second)
+    older, younger = t.new(40), t.new(30)
+    for new in (older, younger):
+        await t.enqueue(new)
+    for request in (first, second):
+        await t.begin(t.grant(request.id))
+    await pass_time(t, t.rules.pin_ms + 500, "w-1", "w-2")
+    await t.park("w-1", limit=50)
+    await t.park("w-2", limit=50)
+    must(t.record(older.id).pinned == "w-1" and t.record(younger.id).pinned == "w-2", "each keeps room for one")
+    await t.park("w-2", limit=40)
+    await t.finish(t.grant(second.id), 1)
+    must(t.record(older.id).worker == "w-2", "the older one comes first")
+    must(t.record(younger.id).state is S.QUEUED and t.record(younger.id).pinned == "w-2", "the younger keeps its place")
+    await t.finish(t.grant(first.id), 1)
+    must(t.record(younger.id).worker == "w-1", "and is taken where there is room first")
+
+
 async def prefill(t: Twin) -> None:
     """A worker that still has prompts to prefill stands behind one that has not; with the first output it comes forward."""
     await t.park("w-1", weight=2.0)

@@ -152,6 +152,8 @@ BUGS = (
         "for _, e in ipairs(window) do",
         "for n = #window, 1, -1 do local e = window[n]",
     ),
+    Bug("an older one is passed by", pin_walks.older_first, MEET, "if entry == r.entry or", "if true or"),
+    Bug("who lets an older one first loses its place", pin_walks.older_first, MEET, "    keep_room(w, r)\n"),
     # prompts, turns, sessions
     Bug("prefill is never done", pin_walks.prefill, PULL, "redis.call('HDEL', k_prefill(w.id), id)"),
     Bug("prefill counts for nothing", pin_walks.prefill, MEET, "w.prefill = w.prefill + r.prompt"),

@@ -177,14 +177,25 @@ local function take_next(w)
   return take_entry(w, line, entry, id)
 end
 
--- w takes the request that it keeps room for, as soon as it fits.
+-- As soon as it fits, w takes the request that it keeps room for; before it whoever stands before it in its line and fits, too:
+-- room that another worker keeps for that one may come later.
 local function take_pinned(w)
-  local r = w.pin and not w.alone and pin_is_due(w)
-  if not r then return 0 end
-  keep_room(w, nil)
-  take_off_line(r)
-  grant(r, w)
-  return 1
+  local granted = 0
+  while w.pin and not w.alone do
+    local r = pin_is_due(w)
+    if not r then break end
+    keep_room(w, nil)
+    local line = {r.priority, r.part}
+    local entry, id = next_fitting(w, line)
+    if entry == r.entry or by_entry({entry, r.entry})[1] == r.entry then
+      take_off_line(r)
+      grant(r, w)
+      return granted + 1
+    end
+    granted = granted + take_entry(w, line, entry, id)
+    keep_room(w, r)
+  end
+  return granted
 end
 
 -- Suspects come first: w runs one alone, or is kept free for one that no other worker is kept free for.
