@@ -35,6 +35,7 @@ key                                type    holds                                
 {s}:amnesty                        string  no lease ends before this, ms                lease + 60 s   sweep / sweep
 {s}:waited                         string  written before each WAIT, so that it covers all   60 s      batching / nobody
 worker:<id>                        string  Heartbeat, JSON                              heartbeat TTL  worker / fleet
+lengths:<model>                    hash    how long answers get, see lengths.py         30 days        worker / gateway
 workers                            zset    worker id -> last beat, ms                   swept by readers
 model:<name>                       string  ModelCard, JSON                              none (a model)
 models                             set     names of model cards                         none
@@ -202,3 +203,8 @@ def model_card(name: str) -> str:
 def tokenizer(sha256: str) -> str:
     """The key of stored tokenizer files."""
     return f"tokenizer:{sha256}"
+
+
+def lengths(model: str) -> str:
+    """The key of what was learned of a model's answers."""
+    return f"lengths:{check_model_name(model)}"

@@ -22,11 +22,6 @@ _KEPT_S = 30 * 86_400  # of a model that nobody asks any more
 _FULL = 4_096  # answers, before the old ones count half
 
 
-def key(model: str) -> str:
-    """`lengths:<model>`: a hash, `r<n>` how many reached length n of the table, `e<n>` how many of them ended there."""
-    return f"lengths:{keys.check_model_name(model)}"
-
-
 def step_of(tokens: int) -> int:
     """The step of the table a length belongs to, from 0 for an answer of one token."""
     return max(0, math.ceil(_STEPS * math.log2(tokens) - 1e-9)) if tokens > 0 else 0
@@ -78,7 +73,7 @@ def percentile(table: Mapping[str, int], share: float) -> int | None:
 
 
 class Lengths:
-    """The tables of all models, in Redis."""
+    """The tables of all models, in Redis: a hash each, `r<n>` how many reached step n, `e<n>` how many of them ended there."""
 
     def __init__(self, redis: Redis) -> None:
         # See looking.py: redis-py's reply types are unions that our pinned protocol never needs.
@@ -88,7 +83,7 @@ class Lengths:
         """Add what a worker saw."""
         if not seen:
             return
-        name = key(model)
+        name = keys.lengths(model)
         async with self._redis.pipeline(transaction=True) as pipe:
             for field, count in seen.items():
                 pipe.hincrby(name, field, count)
@@ -100,7 +95,7 @@ class Lengths:
 
     async def table(self, model: str) -> Mapping[str, int]:
         """A model's table; empty when nothing is known, or when what lies there is none of ours."""
-        found: Mapping[bytes, bytes] = await self._redis.hgetall(key(model))
+        found: Mapping[bytes, bytes] = await self._redis.hgetall(keys.lengths(model))
         try:
             return {field.decode(): int(count) for field, count in found.items()}
         except ValueError:

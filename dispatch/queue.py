@@ -223,6 +223,11 @@ class Queue(Looking):
         )
         return m.WriteStatus(reply.decode())
 
+    async def reprice(self, grant: m.Grant, cost_tokens: int) -> m.WriteStatus:
+        """It costs more than it was granted at: its next grant takes so much of a room. A cost never falls."""
+        reply = await self._run("reprice", id=grant.request, attempt=grant.attempt, nonce=grant.nonce, cost=cost_tokens)
+        return m.WriteStatus(reply.decode())
+
     async def abandon(self, worker: str, evidence: str, suspects: Sequence[str] = ()) -> int:
         """This incarnation is dead, by evidence: bar it and move all it held on. Returns how many moved."""
         moved: int = await self._run("abandon", tuple(suspects), salt=_salt(), worker=worker, evidence=evidence)

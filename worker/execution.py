@@ -16,7 +16,6 @@ import msgspec
 from dispatch.faults import STORE_FAULT, as_penstock
 from dispatch.messages import Begun, FinishReason, Grant, Usage, WriteStatus
 from dispatch.queue import Queue
-from dispatch.repricing import reprice
 from dispatch.states import RequestState
 from worker.admission import Holding
 from worker.engines.base import Chunk, Engine, EngineDead, EngineError, EngineInfo
@@ -218,7 +217,7 @@ class Execution:
                 case GivenBack():
                     await self._call(lambda: self._queue.release(self.grant))
                 case Moved(cost, _):
-                    await self._call(lambda: reprice(self._queue, self.grant, cost))
+                    await self._call(lambda: self._queue.reprice(self.grant, cost))
                     # Before it is back in line: it must not come straight back into the same full room.
                     await self._call(self._around.before_move)
                     await self._call(lambda: self._queue.release(self.grant))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from dispatch.lengths import Counts, Lengths, key, percentile, step_of, tell, tokens_of
+from dispatch import keys
+from dispatch.lengths import Counts, Lengths, percentile, step_of, tell, tokens_of
 
 
 @given(st.integers(1, 10**6))
@@ -85,16 +86,16 @@ async def test_the_fleet_adds_up_and_forgets(redis: Redis) -> None:
     # Answers become ten times longer; two tables' worth of them later only that is known.
     for _ in range(10):
         await lengths.add("m", seen([1000] * 1000).take())
-    assert int((await redis.hget(key("m"), "r0")) or 0) < 6_000
+    assert int((await redis.hget(keys.lengths("m"), "r0")) or 0) < 6_000
     assert percentile(await lengths.table("m"), 0.95) == tokens_of(step_of(1000))
-    assert await redis.ttl(key("m")) > 86_400
+    assert await redis.ttl(keys.lengths("m")) > 86_400
 
 
 async def test_two_that_find_it_full_halve_it_once(redis: Redis) -> None:
     lengths = Lengths(redis)
-    await redis.hset(key("m"), mapping={"r0": 4_000})
+    await redis.hset(keys.lengths("m"), mapping={"r0": 4_000})
     await asyncio.gather(*(lengths.add("m", {"r0": 100}) for _ in range(2)))
-    assert 2_000 <= int((await redis.hget(key("m"), "r0")) or 0) <= 2_200
+    assert 2_000 <= int((await redis.hget(keys.lengths("m"), "r0")) or 0) <= 2_200
 
 
 async def test_what_could_not_be_told_is_told_later(redis: Redis) -> None:
@@ -114,6 +115,6 @@ async def test_what_could_not_be_told_is_told_later(redis: Redis) -> None:
 
 
 async def test_what_nobody_of_ours_wrote_is_no_table(redis: Redis) -> None:
-    await redis.hset(key("m"), "r0", "many")
-    await redis.expire(key("m"), 60)
+    await redis.hset(keys.lengths("m"), "r0", "many")
+    await redis.expire(keys.lengths("m"), 60)
     assert await Lengths(redis).table("m") == {}

@@ -22,7 +22,6 @@ from dispatch.messages import (
 )
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.queue import Queue
-from dispatch.repricing import reprice
 from dispatch.rules import QueueRules
 from dispatch.settings import Settings
 from dispatch.states import RequestState
@@ -208,14 +207,14 @@ async def test_a_price_only_rises_and_only_for_who_holds_the_request(queue: Queu
     request = await ask(queue, "x", 600, 64)
     (grant,) = (await queue.read_inbox("w-1", "0", block_ms=1))[1]
     assert isinstance(grant, Grant)
-    assert await reprice(queue, grant, 320) == "ok"
-    assert await reprice(queue, grant, 160) == "dup"
+    assert await queue.reprice(grant, 320) == "ok"
+    assert await queue.reprice(grant, 160) == "dup"
     record = await queue.record(request)
     assert record is not None and record.cost_tokens == 320
     assert (await queue.park(Offer("w-1", "demo", 10_000, 4, 1.0, prefill_weight=1.0))).room_tokens == 10_000 - 64
     await queue.park(Offer("w-1", "demo", 100, 4, 1.0, prefill_weight=1.0))
     assert await queue.release(grant) == "ok"
     assert await client.state(request) is RequestState.QUEUED  # 100 would have held what it was priced at
-    assert await reprice(queue, grant, 640) == "fenced"
+    assert await queue.reprice(grant, 640) == "fenced"
     assert (await queue.park(Offer("w-1", "demo", 320, 4, 1.0, prefill_weight=1.0))).granted == 1
     await queue.cancel(request)
