@@ -72,12 +72,25 @@ class Holdings:
     def excuses(self, holding: Holding) -> Iterator[Window]:
         """What struck the very worker that held it, its way to the server, or the server, while it held it."""
         start, end = holding.begun_at - _SETTLE_MS, holding.left_at
-        if LAPSED in holding.why:
-            # A lease that nobody renews lasts for one lease from the last renewal, and for one more after an amnesty.
+        if LAPSED in holding.why and not self._killed(holding):
+            # A lease that nobody renews lasts for one lease from the last renewal, and for one more after an amnesty. Only a
+            # dead incarnation never renews again, however many amnesties come before its charge.
             start = max(start, holding.left_at - 2 * self._e.lease_ms - _SETTLE_MS)
         yield from self._e.overlapping(start, end, CHARGING_ON_THE_SERVER)
         # A worker that was never seen is any worker: its role may have lived for less than a sample and no log line.
         yield from self._e.overlapping(start, end, (*ON_WORKERS, *ON_THE_WIRE), self.roles.get(holding.worker, ""))
+
+    def _killed(self, holding: Holding) -> bool:
+        return any(holding.begun_at <= t <= holding.left_at for t in self._kills.get(holding.worker, ()))
+
+    @cached_property
+    def _kills(self) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = defaultdict(list)
+        for victims in self._e.history.of("victims"):
+            if victims["cause"] == "SIGKILL":
+                for worker in victims["workers"]:
+                    found[worker].append(victims["t"])
+        return found
 
     def prompts_on(self, worker: str, start: float, end: float, tags: Collection[str] = ()) -> list[str]:
         """The prompts that break engines which this incarnation had in a span."""

@@ -81,7 +81,7 @@ GOOD: list[Event] = [
     {"t": T0, "ev": "answer", "n": "c0-1", "client": "c0", "status": 202, "id": ID, "key": "k", "code": "", "gateway": GATEWAY},
     {"t": T0 + 150, "ev": "fault", "n": 0, "name": "kill-worker", "phase": "do", "target": "sim-0", "for_s": 0},
     {"t": T0 + 150, "ev": "fault", "n": 0, "name": "kill-worker", "phase": "undone", "target": "sim-0"},
-    {"t": T0 + 151, "ev": "victims", "role": "sim-0", "cause": "SIGKILL", "requests": [[ID, 1, 1]]},
+    {"t": T0 + 151, "ev": "victims", "role": "sim-0", "workers": ["w-0"], "cause": "SIGKILL", "requests": [[ID, 1, 1]]},
     {"t": T0 + 155, "ev": "process", "role": "sim-0", "what": "exit", "pid": 7, "code": -9, "told": True},
     _heard(),
     {"t": T0 + 4_000, "ev": "forged", "id": ID, "what": "append", "answer": "fenced"},
@@ -368,6 +368,15 @@ def test_a_fault_on_the_very_worker_the_server_or_a_prompt_beside_it_excuses_a_c
     for history in struck:
         e = Evidence(History(history))
         assert [*BY_NAME["i9_charges_have_a_cause"](e), *BY_NAME["i9_crashes_have_a_cause"](e)] == []
+
+
+@pytest.mark.parametrize(("killed", "found"), [("w-0", 0), ("w-1", 1)])
+def test_a_dead_incarnation_may_be_charged_late(killed: str, found: int) -> None:
+    """Amnesty after amnesty, because nobody swept: but it must have been that very one."""
+    late = [1, "w-0", T0, T0 + 10, T0 + 9_000, LAPSE]
+    history = [{**e, "workers": [killed]} if e["ev"] == "victims" else e for e in GOOD]
+    history = [_final(story=[late], ended_at=T0 + 12_000) if e["ev"] == "final" else e for e in history]
+    assert len(list(BY_NAME["i9_charges_have_a_cause"](Evidence(History(history))))) == found
 
 
 def test_a_process_may_end_for_its_reasons() -> None:
