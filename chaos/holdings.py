@@ -24,6 +24,8 @@ UNCHARGED = ("given back unfinished", "not begun in time")
 LAPSED = "was not heard of for a whole lease"
 _SETTLE_MS = 2_500
 """How long after a blow what it did may still arrive: the engine's burial, the supervisor's look, the sweep."""
+_LATEST_MS = 13_000
+"""How long after its worker's death an attempt is found out at the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +75,16 @@ class Holdings:
         """What struck the very worker that held it, its way to the server, or the server, while it held it."""
         start, end = holding.begun_at - _SETTLE_MS, holding.left_at
         if LAPSED in holding.why and not self._killed(holding):
-            # A lease that nobody renews lasts for one lease from the last renewal, and for one more after an amnesty. Only a
-            # dead incarnation never renews again, however many amnesties come before its charge.
+            # A lease that nobody renews lasts for one lease from the last renewal, and for one more after an amnesty. A dead
+            # incarnation never renews again: one amnesty may follow another before its charge.
             start = max(start, holding.left_at - 2 * self._e.lease_ms - _SETTLE_MS)
         yield from self._e.overlapping(start, end, CHARGING_ON_THE_SERVER)
         # A worker that was never seen is any worker: its role may have lived for less than a sample and no log line.
         yield from self._e.overlapping(start, end, (*ON_WORKERS, *ON_THE_WIRE), self.roles.get(holding.worker, ""))
 
     def _killed(self, holding: Holding) -> bool:
-        return any(holding.begun_at <= t <= holding.left_at for t in self._kills.get(holding.worker, ()))
+        kills = self._kills.get(holding.worker, ())
+        return any(holding.begun_at <= t <= holding.left_at <= t + _LATEST_MS for t in kills)
 
     @cached_property
     def _kills(self) -> dict[str, list[float]]:

@@ -110,6 +110,12 @@ def _changed(ev: str, **changes: Any) -> list[Event]:
     return [{**e, **changes} if e["ev"] == ev else e for e in GOOD]
 
 
+def _stopped(history: list[Event]) -> list[Event]:
+    """The same, but its worker was stopped for a moment, not killed."""
+    changes = {"fault": {"name": "stop-worker"}, "victims": {"cause": "SIGSTOP"}}
+    return [{**e, **changes.get(e["ev"], {})} for e in history]
+
+
 def _with(*more: Event) -> list[Event]:
     return [*GOOD, *more]
 
@@ -241,7 +247,8 @@ BAD: dict[str, list[list[Event]]] = {
         _changed("fault", target="sim-1"),
         _changed("final", story=[[1, "w-1", T0, T0 + 10, T0 + 2_400, LAPSE]]),
         _changed("fault", name="partition", t=T0 - 3_000),
-        _changed("final", story=[[1, "w-0", T0, T0 + 10, T0 + 9_000, LAPSE]], ended_at=T0 + 12_000),
+        _stopped(_changed("final", story=[[1, "w-0", T0, T0 + 10, T0 + 9_000, LAPSE]], ended_at=T0 + 12_000)),
+        _changed("final", story=[[1, "w-0", T0, T0 + 10, T0 + 14_000, LAPSE]], ended_at=T0 + 15_000),
         _with_prompt("crash", worker="w-1", fault="sim-1"),
         _with_prompt("slow", worker="w-0", fault="sim-1"),
         # Its own prompt slows or garbles its engine: no cause for a charge.
