@@ -65,8 +65,8 @@ class Load:
     weight: float  # decoded tokens/s, measured
     prefill_weight: float  # prompt tokens/s, measured
     prefill_tokens: int = 0  # prompts granted there whose first token has not been appended yet
-    grants: int = 0  # how many it was ever granted; one that joins starts at its share of what the others were (`join`)
-    last_granted: int = 0  # the model's count of grants at its last one
+    grants: int = 0  # how many it was granted by turns (`turns`)
+    last_granted: int = 0  # the model's count of grants by round robin at its last one
     memory: float = 0.0  # as of the last heartbeat: share of its memory in use,
     utilisation: float = 0.0  # share of the time it computed,
     waiting: int = 0  # requests its engine has not begun
@@ -213,6 +213,7 @@ def choose(strategy: Strategy, parked: Sequence[Load], need: Need) -> Load | Non
     return min(compared, key=lambda load: (score(strategy, load, need, share), load.worker))
 
 
-def join(weight: float, others: Sequence[Load]) -> int:
-    """The grants a worker that joins starts with: its share of what the least served was given, or it would take a flood."""
-    return math.floor(min((load.grants / load.weight for load in others), default=0.0) * weight)
+def turns(grants: int, turn: float, weight: float) -> int:
+    """`weighted_round_robin`: the grants a worker counts with. `turn`: grants / weight of the last to be chosen, before it was:
+    a worker that is new or was away starts there, or it would take a flood."""
+    return max(grants, math.floor(turn * weight))

@@ -32,6 +32,7 @@ class World(Protocol):
     workers: Sequence[Worker]
     jobs: Sequence[Job]
     moved: int
+    turn: float
 
     def at(self, at_s: float, kind: Event, place: int, tag: int = 0) -> None: ...
     def arrive(self, job: Job, now: float, *, front: bool = False) -> None: ...
@@ -175,8 +176,7 @@ class Mishaps:
         w.incarnation += 1
         w.alive = True
         w.batch = Batch(w.member.gpu)
-        others = [other.load for other in self._sim.workers if other.parked and other is not w]
-        w.load = replace(load_of(w.member), grants=scores.join(w.load.weight, others))
+        w.load = replace(load_of(w.member), grants=scores.turns(0, self._sim.turn, w.load.weight))
         self._seen_again(place, now)
 
     def _seen_again(self, place: int, now: float) -> None:

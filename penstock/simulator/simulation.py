@@ -51,6 +51,7 @@ class Simulation:
         self._events: list[tuple[float, int, int, int, int]] = []
         self._count = 0
         self._grants = 0
+        self.turn = 0.0
         self._unended = len(self.jobs)
         self._wake_due = False
         for place, w in enumerate(self.workers):
@@ -151,6 +152,7 @@ class Simulation:
         w.granted += 1
         w.inbox[job.index] = job
         load = w.load
+        self.turn = load.grants / load.weight
         self.put(
             place,
             replace(

@@ -4,7 +4,6 @@ One model's lines, its workers, its readers. What a worker holds is looked up, n
 Never here: Redis, nonces (the scripts draw them), the words of errors.
 """
 
-import math
 from dataclasses import dataclass, field
 
 from dispatch import scores
@@ -137,7 +136,7 @@ class Model:
         return scores.standing(self.load(worker))
 
     def _turns(self, w: Worker) -> int:
-        return max(w.grants, math.floor(self.turn * w.weight))
+        return scores.turns(w.grants, self.turn, w.weight)
 
     def is_open(self, worker: str) -> bool:
         w = self.workers[worker]

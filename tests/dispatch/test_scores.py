@@ -1,10 +1,11 @@
 """What each strategy prefers, said once in plain cases."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
-from dispatch.scores import BOUND, CANDIDATES, Load, Need, Strategy, choose, has_room, join, looked_at, two_picks
+from dispatch.scores import BOUND, CANDIDATES, Load, Need, Strategy, choose, has_room, looked_at, turns, two_picks
 
 FAST = Load("fast", 800_000, 0, 0, 512, 5_755.0, 30_000.0)
 SLOW = Load("slow", 40_000, 0, 0, 256, 864.0, 3_000.0)
@@ -114,6 +115,6 @@ def test_a_session_goes_back_to_who_ran_it_last() -> None:
 
 
 def test_who_joins_late_takes_no_flood() -> None:
-    others = [replace(FAST, grants=5_755), replace(SLOW, grants=900)]
-    assert join(864.0, others) == 864
-    assert join(864.0, []) == 0
+    assert turns(0, 900 / SLOW.weight, 864.0) == math.floor(900 / SLOW.weight * 864.0) > 0
+    assert turns(0, 0.0, 864.0) == 0
+    assert turns(7, 1.0, 5.0) == 7, "who had more keeps it"
