@@ -2,7 +2,8 @@
 
 A lock file a device is held while an engine loads and sizes its memory, so that two do not both see the same free memory. A
 record a worker says what it may come to hold; what it holds already is seen by the device. Files of this machine, in a
-folder of this user: they die with their processes (a lock at once, a record is passed over). Never here: what is started.
+folder of this user: they die with their processes (a lock at once, a record is passed over). Without such a folder (a login's
+goes when its user logs out) workers start and beat as if they were alone. Never here: what is started.
 """
 
 import asyncio
@@ -40,6 +41,8 @@ def folder() -> Path:
     base = Path(chosen or os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
     path = base / f"penstock-{os.getuid()}"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.lstat().st_uid != os.getuid():
+        raise PermissionError(f"{path} is another user's")
     return path
 
 
@@ -52,8 +55,8 @@ async def start_lock(
     A holder that hangs is not waited for for ever: then the start goes on without it.
     """
     give_up_at = time.monotonic() + patience_s
-    with _lock_file(device).open("a") as file:
-        while not _taken(file):
+    with _lock_file(device) as file:
+        while file is not None and not _taken(file):
             if time.monotonic() >= give_up_at:
                 _log.warning("start beside another worker that has been starting for too long", extra={"device": device})
                 break
@@ -66,18 +69,21 @@ async def start_lock(
 def sizing_lock(device: str) -> Iterator[None]:
     """The same for a moment: between the look at what is free and the promise. Blocks, a few seconds at most."""
     give_up_at = time.monotonic() + _SIZING_PATIENCE_S
-    with _lock_file(device).open("a") as file:
-        while not _taken(file) and time.monotonic() < give_up_at:
+    with _lock_file(device) as file:
+        while file is not None and not _taken(file) and time.monotonic() < give_up_at:
             time.sleep(_LOOK_S)
         yield
 
 
 def promise(device: str, pid: int, total_bytes: int) -> None:
     """Note that the process may come to hold so much of the device, what it holds already included."""
-    path = _record(device, pid)
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode(Record(pid, _started(pid), total_bytes)))
-    fresh.replace(path)
+    try:
+        path = _record(device, pid)
+        fresh = path.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(Record(pid, _started(pid), total_bytes)))
+        fresh.replace(path)
+    except OSError as error:
+        _complain(error)
 
 
 def withdraw(device: str, pid: int) -> None:
@@ -89,7 +95,11 @@ def withdraw(device: str, pid: int) -> None:
 def promised_elsewhere_bytes(device: str, own: Iterable[int], held_bytes: Callable[[int], int] | None = None) -> int:
     """What processes other than `own` were promised of the device and do not hold yet. Records of the dead count for nothing."""
     ours, promised = frozenset(own), 0
-    for path in folder().glob(f"{_safe(device)}.*.json"):
+    try:
+        records = list(folder().glob(f"{_safe(device)}.*.json"))
+    except OSError:
+        return 0  # asked with every beat: a beat must not end with the folder
+    for path in records:
         try:
             record = msgspec.json.decode(path.read_bytes(), type=Record)
         except (OSError, msgspec.DecodeError):
@@ -111,8 +121,21 @@ def rss_bytes(pid: int | str = "self") -> int:
         return 0
 
 
-def _lock_file(device: str) -> Path:
-    return folder() / f"start-{_safe(device)}.lock"
+@contextlib.contextmanager
+def _lock_file(device: str) -> Iterator[IO[Any] | None]:
+    """The open file to lock; None where there can be none: then nobody is waited for."""
+    with contextlib.ExitStack() as opened:
+        file = None
+        try:
+            file = opened.enter_context((folder() / f"start-{_safe(device)}.lock").open("a"))
+        except OSError as error:
+            _complain(error)
+        yield file
+
+
+def _complain(error: OSError) -> None:
+    to_do = "Set PENSTOCK_RUNTIME_DIR to a folder that this user can write to."
+    _log.warning("see no other worker on this device", extra={"why": str(error), "to_do": to_do})
 
 
 def _taken(file: IO[Any]) -> bool:

@@ -190,3 +190,26 @@ async def test_a_worker_says_that_it_waits_its_turn_and_then_starts(
     finally:
         await made.__aexit__(None, None, None)
     assert not list(folder().glob("host.*.json"))
+
+
+async def test_without_a_folder_a_worker_starts_and_beats_as_if_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login's runtime folder goes when its user logs out; the worker that was started there goes on."""
+    nowhere = tmp_path / "file"
+    nowhere.write_text("no folder")
+    monkeypatch.setenv("PENSTOCK_RUNTIME_DIR", str(nowhere))
+    with pytest.raises(OSError, match="file"):
+        folder()
+    await asyncio.wait_for(took("GPU-1"), 5)
+    with reservation.sizing_lock("host"):
+        promise("host", 1, MB)
+    withdraw("host", 1)
+    assert promised_elsewhere_bytes("host", ()) == 0
+
+
+def test_a_folder_of_another_user_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder()
+    owner = path.stat().st_uid
+    monkeypatch.setattr("worker.reservation.os.getuid", lambda: owner + 1)
+    path.rename(path.with_name(f"penstock-{owner + 1}"))
+    with pytest.raises(PermissionError, match="another user"):
+        folder()
