@@ -13,6 +13,10 @@ local function sum(key)
   end
   return total, count
 end
+-- What let go of a request may have been an older release's script, which knows of no prompts.
+for _, id in ipairs(redis.call('HKEYS', k_prefill(worker))) do
+  if redis.call('HEXISTS', k_held(worker), id) == 0 then redis.call('HDEL', k_prefill(worker), id) end
+end
 local used, held = sum(k_held(worker))
 redis.call('HSET', k_worker(worker), 'model', model, 'limit', limit, 'slots', slots, 'weight', weight,
   'used', used, 'held', held, 'seen', now, 'accepting', accepting, 'prefill', (sum(k_prefill(worker))),
@@ -20,6 +24,8 @@ redis.call('HSET', k_worker(worker), 'model', model, 'limit', limit, 'slots', sl
 for _, key in ipairs({k_worker(worker), k_held(worker), k_prefill(worker), k_inbox(worker)}) do
   redis.call('PEXPIRE', key, WORKER_TTL_MS)
 end
+-- Workers remember their last turn: the count it was of must not begin anew while they are there.
+redis.call('PEXPIRE', k_turn(model), ONE_DAY_MS)
 local w = read_worker(worker)
 -- The dead have the lowest scores, for they hold nothing any more: one is cleared away with each beat of the living.
 local first = redis.call('ZRANGE', k_parked(model), 0, 0)[1]

@@ -11,7 +11,7 @@ local function grant(r, w)
   w.used = w.used + r.cost
   w.held = w.held + 1
   redis.call('HSET', k_held(w.id), r.id, r.cost)
-  if r.prompt > 0 then
+  if r.prompt > 0 and w.tells_prefill then
     w.prefill = w.prefill + r.prompt
     redis.call('HSET', k_prefill(w.id), r.id, r.prompt)
     redis.call('PEXPIRE', k_prefill(w.id), WORKER_TTL_MS)

@@ -7,6 +7,9 @@ local function keep_room(w, r)
   w.pin, w.pin_cost = r and r.id or nil, r and r.cost or 0
   redis.call('HSET', k_worker(w.id), 'pin', w.pin or '', 'pin_cost', w.pin_cost)
   if r then
+    -- Each that comes clears one away that is gone for good: it cannot take itself out.
+    local other = redis.call('SRANDMEMBER', k_pins(w.model))
+    if other and redis.call('EXISTS', k_worker(other)) == 0 then redis.call('SREM', k_pins(w.model), other) end
     redis.call('SADD', k_pins(w.model), w.id)
     redis.call('PEXPIRE', k_pins(w.model), WORKER_TTL_MS)
   else

@@ -9,6 +9,7 @@ local function read_worker(id)
     used = tonumber(f[5]), held = tonumber(f[6]), seen = tonumber(f[7]),
     open = f[8] == '1' and not f[9],
     alone = f[10] ~= '' and f[10] or nil, -- the suspect it runs, or is kept free for: it takes nothing beside
+    tells_prefill = f[11], -- one of an older release does not, nor does it say when a prompt is done
     prefill_weight = tonumber(f[11]) or 0, prefill = tonumber(f[12]) or 0,
     pin = f[13] ~= '' and f[13] or nil, -- the waiting request that the next room is kept for
     pin_cost = tonumber(f[14]) or 0,
