@@ -151,10 +151,15 @@ def _ahead(request: str, lines: Sequence[tuple[int, Sequence[Any]]]) -> tuple[Ah
         for _, fields in entries:
             if fields.get(b"id") == request.encode():
                 return Ahead(requests + len(costs), tokens + sum(costs)), requests + len(costs) + 1
-            costs.append(int(fields.get(b"cost", b"0")))
+            costs.append(_tokens(fields.get(b"cost", b"0")))
         requests += length
         tokens += sum(costs) * length // len(costs) if costs else 0
     return Ahead(requests, tokens), None
+
+
+def _tokens(cost: bytes) -> int:
+    """What nobody of ours wrote into a line counts for nothing, as the scripts read it."""
+    return int(cost) if cost.isdigit() else 0
 
 
 def _rank(priority: Priority) -> int:

@@ -303,6 +303,11 @@ async def test_a_record_of_an_older_release_is_explained(gateway: Running, worke
     assert [met["free_tokens"] for met in (await why(gateway, request))["meetings"]] == [4]
 
 
+async def test_what_others_wrote_into_a_line_is_passed_over(gateway: Running, workers: StandIns, redis: Redis) -> None:
+    await redis.xadd(f"{{s0}}:queue:{MODEL}:normal", {"id": "s0.unknown", "cost": "ten"})
+    assert (await why(gateway, await submitted(gateway)))["ahead"] == {"requests": 1, "tokens": 0}
+
+
 async def test_asking_changes_nothing(gateway: Running, workers: StandIns, redis: Redis) -> None:
     await redis.zadd("workers", {"w-stale": 1})
     await workers.park("w-1", limit=200)
