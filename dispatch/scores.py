@@ -65,7 +65,7 @@ class Load:
     weight: float  # decoded tokens/s, measured
     prefill_weight: float  # prompt tokens/s, measured
     prefill_tokens: int = 0  # prompts granted there whose first token has not been appended yet
-    grants: int = 0  # how many it was granted by turns (`turns`)
+    turns: float = 0.0  # the sum of 1 / weight, as it was then, over what it was granted by turns (`turns`)
     last_granted: int = 0  # the model's count of grants by round robin at its last one
     memory: float = 0.0  # as of the last heartbeat: share of its memory in use,
     utilisation: float = 0.0  # share of the time it computed,
@@ -171,7 +171,7 @@ def score(strategy: Strategy, load: Load, need: Need, share: Share) -> float:
         case Strategy.ROUND_ROBIN:
             return float(load.last_granted)
         case Strategy.WEIGHTED_ROUND_ROBIN:
-            return (load.grants + 1) / load.weight
+            return load.turns + 1 / load.weight
         case Strategy.LEAST_CONNECTIONS:
             return float(load.held)
         case Strategy.LEAST_LOADED:
@@ -205,7 +205,10 @@ def looked_at(strategy: Strategy, parked: Sequence[Load], need: Need) -> list[Lo
 
 
 def choose(strategy: Strategy, parked: Sequence[Load], need: Need) -> Load | None:
-    """The parked pull that the request meets, or None: no room anywhere. The scripts choose the same, cheaper."""
+    """The parked pull that the request meets, or None: no room anywhere.
+
+    The scripts choose the same, cheaper; where more than 64 are parked and few of the first have room, `pull` compares fewer.
+    """
     compared = looked_at(strategy, parked, need)
     if not compared:
         return None
@@ -213,7 +216,7 @@ def choose(strategy: Strategy, parked: Sequence[Load], need: Need) -> Load | Non
     return min(compared, key=lambda load: (score(strategy, load, need, share), load.worker))
 
 
-def turns(grants: int, turn: float, weight: float) -> int:
-    """`weighted_round_robin`: the grants a worker counts with. `turn`: grants / weight of the last to be chosen, before it was:
-    a worker that is new or was away starts there, or it would take a flood."""
-    return max(grants, math.floor(turn * weight))
+def turns(had: float, turn: float, weight: float) -> float:
+    """`weighted_round_robin`: the turns a worker counts with. `turn`: those of the last to be chosen, before it was: a worker
+    that is new or was away is next there, once, or it would take a flood. What it had stays when its weight changes."""
+    return max(had, turn - 1 / weight)

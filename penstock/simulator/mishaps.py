@@ -176,7 +176,7 @@ class Mishaps:
         w.incarnation += 1
         w.alive = True
         w.batch = Batch(w.member.gpu)
-        w.load = replace(load_of(w.member), grants=scores.turns(0, self._sim.turn, w.load.weight))
+        w.load = replace(load_of(w.member), turns=scores.turns(0.0, self._sim.turn, w.load.weight))
         self._seen_again(place, now)
 
     def _seen_again(self, place: int, now: float) -> None:

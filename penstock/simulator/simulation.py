@@ -152,7 +152,7 @@ class Simulation:
         w.granted += 1
         w.inbox[job.index] = job
         load = w.load
-        self.turn = load.grants / load.weight
+        self.turn = load.turns
         self.put(
             place,
             replace(
@@ -160,7 +160,7 @@ class Simulation:
                 used_tokens=load.used_tokens + job.cost,
                 held=load.held + 1,
                 prefill_tokens=load.prefill_tokens + job.arrival.prompt_tokens,
-                grants=load.grants + 1,
+                turns=load.turns + 1 / load.weight,
                 last_granted=self._grants,
             ),
         )

@@ -77,7 +77,7 @@ class Worker:
     memory: float = 0.0
     utilisation: float = 0.0
     waiting: int = 0
-    grants: int = 0
+    turns: float = 0.0
     last_granted: int = 0
 
 
@@ -125,7 +125,7 @@ class Model:
             weight=w.weight,
             prefill_weight=w.prefill_weight,
             prefill_tokens=sum(r.prompt for r in held if r.prefilling),
-            grants=self._turns(w),
+            turns=self._turns(w),
             last_granted=w.last_granted,
             memory=w.memory,
             utilisation=w.utilisation,
@@ -135,8 +135,8 @@ class Model:
     def score(self, worker: str) -> float:
         return scores.standing(self.load(worker))
 
-    def _turns(self, w: Worker) -> int:
-        return scores.turns(w.grants, self.turn, w.weight)
+    def _turns(self, w: Worker) -> float:
+        return scores.turns(w.turns, self.turn, w.weight)
 
     def is_open(self, worker: str) -> bool:
         w = self.workers[worker]
@@ -183,7 +183,7 @@ class Model:
             w.last_granted = self.round
         elif r.strategy == scores.Strategy.WEIGHTED_ROUND_ROBIN:
             had = self._turns(w)
-            self.turn, w.grants = had / w.weight, had + 1
+            self.turn, w.turns = had, had + 1 / w.weight
         elif r.strategy == scores.Strategy.SESSION:
             self.sessions[r.session] = worker
         if r.pinned:
@@ -445,7 +445,7 @@ class Model:
             return True, 0, 0, 0
         if w.id in self.workers:
             before = self.workers[w.id]
-            w.alone, w.pin, w.grants, w.last_granted = before.alone, before.pin, before.grants, before.last_granted
+            w.alone, w.pin, w.turns, w.last_granted = before.alone, before.pin, before.turns, before.last_granted
         self.workers[w.id] = w
         w.seen = self.now
         granted = self._room_grew(w.id)

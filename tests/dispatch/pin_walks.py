@@ -172,10 +172,12 @@ async def prefill(t: Twin) -> None:
 
 async def turn_by_turn(t: Twin) -> None:
     for worker, weight in (("w-1", 4.0), ("w-2", 1.0)):
-        await t.park(worker, weight=weight)
+        await t.park(worker, slots=40, weight=weight)
     for _ in range(6):
         await t.enqueue(t.new(1, strategy=Strategy.WEIGHTED_ROUND_ROBIN))
     must(len(t.model.held_by("w-2")) == 1, "one in five")
+    for _ in range(15):
+        await t.enqueue(t.new(1, strategy=Strategy.WEIGHTED_ROUND_ROBIN))
     await t.park("w-3", weight=1.0)
     for _ in range(6):
         await t.enqueue(t.new(1, strategy=Strategy.ROUND_ROBIN))

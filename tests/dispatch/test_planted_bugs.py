@@ -163,8 +163,8 @@ BUGS = (
         "a new worker takes a flood",
         pin_walks.turn_by_turn,
         CHOOSE,
-        "math.max(w.grants, math.floor(turn * w.weight))",
-        "w.grants",
+        "math.max(w.turns, turn - 1 / w.weight)",
+        "w.turns",
     ),
     Bug("a hot session does not spill", pin_walks.session, CHOOSE, "if w.held + 1 > bound", "if false"),
     # grants and charges

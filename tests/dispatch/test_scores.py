@@ -1,6 +1,5 @@
 """What each strategy prefers, said once in plain cases."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -30,7 +29,7 @@ def test_nobody_without_room_is_chosen(strategy: Strategy) -> None:
 
 @pytest.mark.parametrize("strategy", Strategy)
 def test_the_order_of_the_parked_says_nothing(strategy: Strategy) -> None:
-    parked = [replace(SLOW, worker=f"w{i}", held=i % 3, grants=i % 4, last_granted=i % 5, waiting=i % 2) for i in range(20)]
+    parked = [replace(SLOW, worker=f"w{i}", held=i % 3, turns=float(i % 4), last_granted=i % 5, waiting=i % 2) for i in range(20)]
     assert chosen(strategy, *parked) == chosen(strategy, *reversed(parked))
 
 
@@ -60,14 +59,14 @@ def test_pull_without_a_measured_prefill_reckons_it() -> None:
 
 def test_turns_connections_and_weights() -> None:
     a, b = (
-        replace(FAST, worker="a", held=3, last_granted=9, grants=10),
-        replace(SLOW, worker="b", held=2, last_granted=8, grants=2),
+        replace(FAST, worker="a", held=3, last_granted=9, turns=10 / FAST.weight),
+        replace(SLOW, worker="b", held=2, last_granted=8, turns=2 / SLOW.weight),
     )
     assert chosen(Strategy.ROUND_ROBIN, a, b) == "b"
     assert chosen(Strategy.LEAST_CONNECTIONS, a, b) == "b"
     assert chosen(Strategy.WEIGHTED_LEAST_CONNECTIONS, a, b) == "a"
     assert chosen(Strategy.WEIGHTED_ROUND_ROBIN, a, b) == "a"
-    assert chosen(Strategy.WEIGHTED_ROUND_ROBIN, replace(a, grants=20), b) == "b"
+    assert chosen(Strategy.WEIGHTED_ROUND_ROBIN, replace(a, turns=20 / FAST.weight), b) == "b"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +114,6 @@ def test_a_session_goes_back_to_who_ran_it_last() -> None:
 
 
 def test_who_joins_late_takes_no_flood() -> None:
-    assert turns(0, 900 / SLOW.weight, 864.0) == math.floor(900 / SLOW.weight * 864.0) > 0
-    assert turns(0, 0.0, 864.0) == 0
-    assert turns(7, 1.0, 5.0) == 7, "who had more keeps it"
+    assert turns(0.0, 900 / SLOW.weight, SLOW.weight) == pytest.approx(899 / SLOW.weight)
+    assert turns(0.0, 0.0, SLOW.weight) == 0.0
+    assert turns(7.0, 1.0, 5.0) == 7.0, "who had more keeps it"

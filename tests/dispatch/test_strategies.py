@@ -57,7 +57,7 @@ async def loads(redis: Redis, turn: float) -> list[Load]:
                 weight=float(w["weight"]),
                 prefill_weight=float(w["prefill_weight"]),
                 prefill_tokens=int(w["prefill"]),
-                grants=scores.turns(int(w.get("grants", 0)), turn, float(w["weight"])),
+                turns=scores.turns(float(w.get("turns", 0)), turn, float(w["weight"])),
                 last_granted=int(w.get("last_granted", 0)),
                 memory=float(w["memory"]),
                 utilisation=float(w["utilisation"]),

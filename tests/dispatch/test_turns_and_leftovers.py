@@ -30,6 +30,18 @@ async def test_the_turn_stands_as_long_as_a_worker_parks(redis: Redis) -> None:
     assert await redis.pttl(TURN) > 3_600_000
 
 
+async def test_a_weight_that_changes_takes_no_turns_away(redis: Redis) -> None:
+    """Weights are measured anew with each beat: a tenth less must not cost a worker a tenth of all it ever had."""
+    queue = Queue(redis, QueueRules())
+    for worker in ("w-1", "w-2"):
+        await queue.park(m.Offer(worker, MODEL, 100_000, 5_000, 100.0))
+    for _ in range(1_000):
+        await enqueue(queue, strategy=Strategy.WEIGHTED_ROUND_ROBIN)
+    await queue.park(m.Offer("w-1", MODEL, 100_000, 5_000, 90.0))
+    after = [(await enqueue(queue, strategy=Strategy.WEIGHTED_ROUND_ROBIN)).worker for _ in range(10)]
+    assert 4 <= after.count("w-1") <= 6
+
+
 async def test_a_keeper_that_is_gone_for_good_is_forgotten(redis: Redis) -> None:
     queue = Queue(redis, QueueRules(pin_ms=0))
     await redis.sadd(PINS, "w-gone")

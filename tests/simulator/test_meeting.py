@@ -21,7 +21,7 @@ def load(rng: random.Random, name: str) -> Load:
         weight=rng.choice([864.0, 2_780.1, 5_755.4]),
         prefill_weight=rng.choice([0.0, 3_000.0, 30_000.0]),
         prefill_tokens=rng.choice([0, rng.randrange(20_000)]),
-        grants=rng.randrange(50),
+        turns=rng.randrange(50) / rng.choice((1.0, 3.0, 700.0)),
         last_granted=rng.randrange(100),
         memory=rng.choice([0.1, rng.random()]),
         utilisation=rng.choice([0.0, 1.0, rng.random()]),

@@ -15,8 +15,8 @@ end
 -- Rendezvous hashing: the place of a worker for a session, from 0 up to 1.
 local function affinity(session, id) return tonumber(string.sub(redis.sha1hex(session .. id), 1, 13), 16) / 16 ^ 13 end
 
--- A worker that was away or is new does not take a flood: the others' turn is its own.
-local function turns(w, turn) return math.max(w.grants, math.floor(turn * w.weight)) end
+-- A worker that was away or is new does not take a flood: it is next at the others' turn, once.
+local function turns(w, turn) return math.max(w.turns, turn - 1 / w.weight) end
 
 local SCORES = {
   pull = function(w, r)
@@ -24,7 +24,7 @@ local SCORES = {
     return wait((w.prefill + r.prompt) / speed) + decoding(w) + w.held * r.prompt / speed
   end,
   round_robin = function(w) return w.last_granted end,
-  weighted_round_robin = function(w, r, all) return (turns(w, all.turn) + 1) / w.weight end,
+  weighted_round_robin = function(w, r, all) return turns(w, all.turn) + 1 / w.weight end,
   least_connections = function(w) return w.held end,
   weighted_least_connections = connections,
   least_loaded = function(w) return reported(w.memory * 100, w) end,
@@ -130,8 +130,8 @@ local function remember_turn(r, w)
     redis.call('HSET', k_worker(w.id), 'last_granted', redis.call('HINCRBY', k_turn(r.model), strategy, 1))
   elseif strategy == 'weighted_round_robin' then
     local had = turns(w, tonumber(redis.call('HGET', k_turn(r.model), strategy) or '0'))
-    redis.call('HSET', k_turn(r.model), strategy, had / w.weight)
-    redis.call('HSET', k_worker(w.id), 'grants', had + 1)
+    redis.call('HSET', k_turn(r.model), strategy, had)
+    redis.call('HSET', k_worker(w.id), 'turns', had + 1 / w.weight)
   elseif strategy == 'session' then
     redis.call('SET', k_session(r.model, r.session), w.id, 'PX', SESSION_MS)
     return

@@ -2,7 +2,7 @@
 
 local function read_worker(id)
   local f = redis.call('HMGET', k_worker(id), 'model', 'limit', 'slots', 'weight', 'used', 'held', 'seen', 'accepting', 'barred', 'alone',
-    'prefill_weight', 'prefill', 'pin', 'pin_cost', 'memory', 'utilisation', 'waiting', 'grants', 'last_granted')
+    'prefill_weight', 'prefill', 'pin', 'pin_cost', 'memory', 'utilisation', 'waiting', 'turns', 'last_granted')
   if not f[1] then return nil end
   return {
     id = id, model = f[1], limit = tonumber(f[2]), slots = tonumber(f[3]), weight = tonumber(f[4]),
@@ -14,7 +14,7 @@ local function read_worker(id)
     pin = f[13] ~= '' and f[13] or nil, -- the waiting request that the next room is kept for
     pin_cost = tonumber(f[14]) or 0,
     memory = tonumber(f[15]) or 0, utilisation = tonumber(f[16]) or 0, waiting = tonumber(f[17]) or 0,
-    grants = tonumber(f[18]) or 0, last_granted = tonumber(f[19]) or 0, -- by the round robins
+    turns = tonumber(f[18]) or 0, last_granted = tonumber(f[19]) or 0, -- by the round robins
   }
 end
 
