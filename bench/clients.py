@@ -11,6 +11,7 @@ from dispatch import messages as m
 from dispatch.fleet import Fleet
 from dispatch.queue import Queue
 from dispatch.redis_client import BLOCK_MS, connect
+from dispatch.reports import Heartbeat, RoomStatus
 from dispatch.rules import QueueRules
 from dispatch.scripts import Script, compose_all
 from dispatch.states import WorkerState
@@ -61,12 +62,12 @@ class ParkedWorker:
             self._queue.park(m.Offer(self._id, "demo", 10**9, 10**6, 1_000.0, prefill_weight=5_000.0)),
         )
 
-    def _heartbeat(self) -> m.Heartbeat:
+    def _heartbeat(self) -> Heartbeat:
         now_ms = int(time.time() * 1000)
-        return m.Heartbeat(
+        return Heartbeat(
             id=self._id, host="bench", pid=1, model="demo", engine="sim", state=WorkerState.READY, limit_tokens=10**9,
             slots=10**6, weight=1_000.0, held=len(self._held), held_tokens=0, started_at_ms=now_ms, beat_at_ms=now_ms,
-            room=m.RoomStatus(10**9, 0, 0, 0, 10**9),
+            room=RoomStatus(10**9, 0, 0, 0, 10**9),
         )  # fmt: skip
 
     async def _beats(self, phase_s: float) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 
 from chaos.scene import AWAY, Scene
 from dispatch.fleet import Fleet
-from dispatch.messages import Heartbeat, LogEntry, RequestRecord
+from dispatch.messages import LogEntry
+from dispatch.records import RequestRecord
+from dispatch.reports import Heartbeat
 from dispatch.states import ENDINGS, Priority, WorkerState
 from tests.key_leaks import leaking_keys
 

@@ -12,8 +12,10 @@ from redis.asyncio import Redis
 from dispatch import keys
 from dispatch.keys import ShardKeys
 from dispatch.looking import POSITION_SCAN
-from dispatch.messages import Heartbeat, RequestRecord, decode
+from dispatch.messages import decode
 from dispatch.reasons import Ahead, SeenWorker
+from dispatch.records import RequestRecord
+from dispatch.reports import Heartbeat
 from dispatch.states import Priority, WorkerState
 
 _GONE_AFTER_MS = 60_000

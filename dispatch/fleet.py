@@ -8,7 +8,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from dispatch import keys
-from dispatch.messages import Heartbeat, ModelCard, TokenizerFiles, decode, encode
+from dispatch.messages import decode, encode
+from dispatch.reports import Heartbeat, ModelCard, TokenizerFiles
 
 
 class Fleet:

@@ -18,6 +18,7 @@ from dispatch.batching import Batched
 from dispatch.dead_letters import DeadLetter, dead_letter_from
 from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
+from dispatch.records import Attempt, QueueLine, QueueStats, RequestRecord, Tombstone
 from dispatch.states import ENDINGS, OnDisconnect, Priority, RequestState
 
 POSITION_SCAN = 200
@@ -43,7 +44,7 @@ class Looking:
             Batched(redis, wait_replica_ms=wait_replica_ms, wait_key=shard_keys.waited) if wait_replica_ms else self._batched
         )
 
-    async def record(self, request: str, *, sure: bool = False) -> m.RequestRecord | None:
+    async def record(self, request: str, *, sure: bool = False) -> RequestRecord | None:
         """A request's stored hash, or None."""
         asked = self._promised if sure else self._batched
         fields: Mapping[bytes, bytes] = await asked.execute("HGETALL", self._keys.request(request))
@@ -61,14 +62,14 @@ class Looking:
             return await self.tombstone(request, sure=True) is not None
         return RequestState(state.decode()) in ENDINGS and found == chain.encode()
 
-    async def tombstone(self, request: str, *, sure: bool = False) -> m.Tombstone | None:
+    async def tombstone(self, request: str, *, sure: bool = False) -> Tombstone | None:
         """How a request ended that may no longer be kept, and whose it was; None if there is no memory of it."""
         asked = self._promised if sure else self._batched
         stored = await asked.execute("GET", self._keys.tombstone(request))
         if stored is None:
             return None
         state, _, tenant = stored.decode().partition(" ")
-        return m.Tombstone(RequestState(state), tenant)
+        return Tombstone(RequestState(state), tenant)
 
     async def whereabouts(self, requests: Sequence[str]) -> list[RequestState | None]:
         """The state of each, by its record or else its tombstone; None where nothing is known of it."""
@@ -86,7 +87,7 @@ class Looking:
         """The whole log so far."""
         return list(entries_from(request, await self._redis.xrange(self._keys.output(request))))
 
-    async def position(self, record: m.RequestRecord, scan: int = POSITION_SCAN) -> int | None:
+    async def position(self, record: RequestRecord, scan: int = POSITION_SCAN) -> int | None:
         """How many will be looked at before it, + 1; None if it does not wait or stands further back in its line than `scan`.
 
         Clients ask this again and again while they wait: it must stay cheap however long the line is.
@@ -129,7 +130,7 @@ class Looking:
         """What an incarnation of a worker holds."""
         return [i.decode() for i in await self._redis.hkeys(self._keys.held(worker))]
 
-    async def list_requests(self, *, before: tuple[int, str] | None = None) -> AsyncIterator[m.RequestRecord]:
+    async def list_requests(self, *, before: tuple[int, str] | None = None) -> AsyncIterator[RequestRecord]:
         """Newest first; `before` goes on from a row, (created_at_ms, id), exclusive. (ms, ""): from before that moment.
 
         What arrives meanwhile is newer and shifts nothing; a record that cannot be read is passed over, and logged.
@@ -175,7 +176,7 @@ class Looking:
             else:  # more of one moment than a page holds
                 ties += len(page)
 
-    async def stats(self, model: str) -> m.QueueStats:
+    async def stats(self, model: str) -> QueueStats:
         """A model's lines and counters."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for priority in Priority:
@@ -194,8 +195,8 @@ class Looking:
             here = lines[6 * n : 6 * n + 6]
             since = [int(entries[0][0].split(b"-")[0]) for entries in here[1::2] if entries]
             oldest = max(0, now_ms - min(since)) if since else 0
-            found.append(m.QueueLine(model, priority, sum(here[::2]), oldest))
-        return m.QueueStats(
+            found.append(QueueLine(model, priority, sum(here[::2]), oldest))
+        return QueueStats(
             model=model,
             lines=tuple(found),
             paused=bool(paused),
@@ -220,7 +221,7 @@ def entries_from(request: str, raw: Iterable[Any]) -> Iterable[m.LogEntry]:
             ) from error
 
 
-def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> m.RequestRecord:
+def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> RequestRecord:
     def text(name: str) -> str:
         return fields.get(name.encode(), b"").decode()
 
@@ -230,7 +231,7 @@ def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> m.RequestR
     try:
         if number("v") not in m.READABLE_VERSIONS:
             raise ValueError(f"its schema version is {text('v') or 'missing'}")
-        return m.RequestRecord(
+        return RequestRecord(
             id=request,
             model=text("model"),
             kind=m.InputKind(text("kind")),
@@ -255,7 +256,7 @@ def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> m.RequestR
             max_attempts=number("max_attempts"),
             granted_at_ms=number("granted_at"),
             attempt_begun_at_ms=number("attempt_begun_at"),
-            story=tuple(msgspec.json.decode(line, type=m.Attempt) for line in text("story").splitlines()),
+            story=tuple(msgspec.json.decode(line, type=Attempt) for line in text("story").splitlines()),
             prompt_tokens=number("prompt"),
             strategy=text("strategy"),
             session=text("session"),

@@ -5,7 +5,6 @@ Never here: I/O, clocks, keys, the wire shapes of HTTP (gateway/routes).
 """
 
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dispatch.errors import PenstockError
-from dispatch.states import OnDisconnect, Priority, RequestState, WorkerState
+from dispatch.states import OnDisconnect, Priority, RequestState
 
 _T = TypeVar("_T")
 
@@ -214,14 +213,6 @@ class Renewed:
     unknown: tuple[Grant, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Tombstone:
-    """What is left of a request whose output is no longer kept."""
-
-    state: RequestState
-    tenant: str
-
-
 class EntryKind(StrEnum):
     """What an entry of an output log is."""
 
@@ -270,202 +261,6 @@ class Attached:
     state: RequestState
     live: bool
     entries: tuple[LogEntry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """An attempt that did not end its request: who had it from when to when (ms; 0 = it never began), and why it was over.
-
-    `seq` is how far the output had come.
-    """
-
-    attempt: int
-    worker: str
-    granted_at: int
-    begun_at: int
-    left_at: int
-    seq: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """A request's stored hash, read back. Times are milliseconds since the epoch by Redis's clock; 0 = not yet."""
-
-    id: str
-    model: str
-    kind: InputKind
-    state: RequestState
-    priority: Priority
-    tenant: str
-    attempt: int
-    charged: int
-    crashes: int
-    worker: str
-    cost_tokens: int
-    seq: int
-    chain: str
-    on_disconnect: OnDisconnect
-    retry_of: str
-    created_at_ms: int
-    deadline_at_ms: int
-    begun_at_ms: int
-    first_output_at_ms: int
-    ended_at_ms: int
-    not_before_ms: int
-    max_attempts: int
-    granted_at_ms: int = 0
-    attempt_begun_at_ms: int = 0
-    story: tuple[Attempt, ...] = ()
-    prompt_tokens: int = 0
-    strategy: str = ""
-    session: str = ""
-    pinned: str = ""  # the worker that keeps room for it,
-    reserved: str = ""  # or is kept free for it, a suspect
-    meetings: str = ""  # see dispatch/meetings.py
-
-
-@dataclass(frozen=True, slots=True)
-class QueueLine:
-    """One model's waiting line of one priority."""
-
-    model: str
-    priority: Priority
-    backlog: int
-    oldest_wait_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class QueueStats:
-    """One model's lines and counters (since the counters were first written)."""
-
-    model: str
-    lines: tuple[QueueLine, ...]
-    paused: bool
-    running: int
-    parked: int
-    totals: Mapping[str, int]
-
-    @property
-    def backlog(self) -> int:
-        """All that waits, over the priorities."""
-        return sum(line.backlog for line in self.lines)
-
-    @property
-    def oldest_wait_ms(self) -> int:
-        """How long the oldest has waited, over the priorities."""
-        return max((line.oldest_wait_ms for line in self.lines), default=0)
-
-
-@dataclass(frozen=True, slots=True)
-class GpuStatus:
-    """One device under a worker, as its heartbeat tells. Bytes; `utilisation` 0..1 or None if unknown.
-
-    `total_bytes` is without what the driver keeps for itself (`reserved_bytes`). `foreign_bytes`: what processes hold that are
-    none of the worker's own; None where the driver does not say (in a container it often does not).
-    """
-
-    uuid: str
-    name: str
-    total_bytes: int
-    free_bytes: int
-    utilisation: float | None = None
-    reserved_bytes: int = 0
-    foreign_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RoomStatus:
-    """Why a worker's room is what it is, in KV tokens: room = capacity - headroom - used - promised; below 0, it holds too much.
-
-    `capacity`: all it could hold now; `used`: what the held fill; `promised`: granted and not visible yet. `bound_by`: "engine",
-    "device" (its memory) or "overrun" (after one all held count at their most for a while). `free_bytes` is the device's,
-    `promised_bytes` what other workers on it were promised and have not taken.
-    """
-
-    capacity_tokens: int
-    headroom_tokens: int
-    promised_tokens: int
-    used_tokens: int
-    room_tokens: int
-    bound_by: str = "engine"
-    free_bytes: int | None = None
-    headroom_bytes: int = 0
-    promised_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeReport:
-    """How a worker's last probe of its engine went."""
-
-    ok: bool
-    at_ms: int
-    took_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """`worker:<id>`, JSON with a TTL. Its presence is the health check."""
-
-    id: str
-    host: str
-    pid: int
-    model: str
-    engine: str
-    state: WorkerState
-    limit_tokens: int
-    slots: int
-    weight: float
-    held: int
-    held_tokens: int
-    started_at_ms: int
-    beat_at_ms: int
-    progress: str = ""
-    error: str = ""
-    gpu: GpuStatus | None = None
-    rss_bytes: int = 0
-    tokens_per_s: float = 0.0
-    probe: ProbeReport | None = None
-    prefill_weight: float = 0.0
-    waiting: int = 0
-    room: RoomStatus | None = None
-    v: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """`model:<name>`: what the gateway must know of a model, also when no worker runs.
-
-    `max_cost_tokens` is the largest limit a worker of this model has ever offered: more can never be scheduled.
-    `tokenizer` is the sha256 of the stored tokenizer files, "" when the engine tokenizes by itself. `temperature`, `top_p`
-    and `top_k` are what the model's own files suggest; they hold for requests that name none. `moves_overruns`: a request
-    that outgrows its cost can be moved on, so its cost may be what such requests need, not the most they may need.
-    """
-
-    name: str
-    engine: str
-    context_tokens: int
-    kv_bytes_per_token: int
-    max_cost_tokens: int
-    kinds: tuple[InputKind, ...] = (InputKind.CHAT, InputKind.COMPLETION)
-    tokenizer: str = ""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    created_at_s: int = 0
-    moves_overruns: bool = False
-    v: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerFiles:
-    """What the gateway needs to count and template: `tokenizer.json`, the chat template (jinja), special tokens by name."""
-
-    tokenizer_json: str
-    chat_template: str = ""
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
-    eos_token_ids: tuple[int, ...] = ()
-    v: int = SCHEMA_VERSION
 
 
 def new_id(shard: str = "s0") -> str:

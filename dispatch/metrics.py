@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from dispatch.messages import Heartbeat, QueueStats
+from dispatch.records import QueueStats
+from dispatch.reports import Heartbeat
 from dispatch.states import ENDINGS, WorkerState
 
 # LLM requests are long: the client's default, 10 s at most, would say nothing.

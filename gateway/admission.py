@@ -13,7 +13,8 @@ from typing import Any
 
 from dispatch import pricing
 from dispatch.errors import PenstockError
-from dispatch.messages import InferenceRequest, InputKind, ModelCard, NewRequest, Sampling, encode, new_id
+from dispatch.messages import InferenceRequest, InputKind, NewRequest, Sampling, encode, new_id
+from dispatch.reports import ModelCard
 from dispatch.scores import Strategy
 from dispatch.settings import QueueSettings
 from dispatch.states import OnDisconnect, Priority

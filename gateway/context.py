@@ -12,9 +12,9 @@ from fastapi import Request
 from dispatch.errors import PenstockError
 from dispatch.fleet import Fleet
 from dispatch.keys import check_model_name
-from dispatch.messages import ModelCard
 from dispatch.metrics import GatewayMetrics
 from dispatch.queue import Queue
+from dispatch.reports import ModelCard
 from dispatch.settings import Settings
 from gateway.lengths import KnownLengths
 from gateway.promises import Promises

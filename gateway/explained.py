@@ -9,8 +9,8 @@ from typing import Any
 
 from dispatch.explaining import Surroundings
 from dispatch.meetings import Meeting, Met, meetings_from
-from dispatch.messages import RequestRecord
 from dispatch.reasons import NEVER, Impossible, Judged, Needs, Reason, impossible, judge, outlook
+from dispatch.records import RequestRecord
 from dispatch.rules import QueueRules
 from dispatch.states import RequestState, shown
 from gateway.explained_words import kept_words, met_words, reason_words, span

@@ -12,7 +12,8 @@ import msgspec
 from starlette.responses import Response
 
 from dispatch.dead_letters import DeadLetter
-from dispatch.messages import Attempt, Heartbeat, QueueStats, RequestRecord
+from dispatch.records import Attempt, QueueStats, RequestRecord
+from dispatch.reports import Heartbeat
 from dispatch.states import ENDINGS, RequestState, shown
 from gateway.submitting import End, Outcome
 

@@ -16,19 +16,9 @@ from starlette.types import Receive
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, NotReplicated, is_unreachable
 from dispatch.keys import shard_of
-from dispatch.messages import (
-    Enqueued,
-    EnqueueStatus,
-    EntryKind,
-    InferenceRequest,
-    LogEntry,
-    NewRequest,
-    RequestRecord,
-    Tombstone,
-    decode,
-    encode,
-)
+from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, InferenceRequest, LogEntry, NewRequest, decode, encode
 from dispatch.queue import Queue
+from dispatch.records import RequestRecord, Tombstone
 from dispatch.states import ENDINGS
 from gateway.context import Gateway
 from gateway.reading import NotYet, Reader, expired, not_found, unconfirmed

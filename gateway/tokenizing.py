@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from dispatch.errors import PenstockError
 from dispatch.fleet import Fleet
-from dispatch.messages import TokenizerFiles
+from dispatch.reports import TokenizerFiles
 
 _KEPT = 16  # models whose tokenizer is kept parsed: a large vocabulary takes tens of MB
 _INLINE_CHARACTERS = 4096  # what is shorter takes less time than a hop to a thread

@@ -10,8 +10,8 @@ import httpx2
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
-from dispatch.messages import Heartbeat
 from dispatch.redis_client import connect
+from dispatch.reports import Heartbeat
 from dispatch.settings import Settings
 from dispatch.states import WorkerState
 from penstock import console

@@ -7,8 +7,9 @@ outgrew its cost, what other processes took of the device. Never here: I/O, cloc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dispatch.messages import Offer, RoomStatus
+from dispatch.messages import Offer
 from dispatch.pricing import PAGE_TOKENS, cost_tokens
+from dispatch.reports import RoomStatus
 from worker.engines.base import EngineInfo
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from dispatch.messages import GpuStatus
+from dispatch.reports import GpuStatus
 
 HOST = "host"
 _MEMINFO = Path("/proc/meminfo")

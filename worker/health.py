@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from dispatch.errors import PenstockError
-from dispatch.messages import ProbeReport
+from dispatch.reports import ProbeReport
 from worker.engines.base import Engine, EngineDead, EngineError
 from worker.held import Held
 

@@ -14,8 +14,9 @@ from enum import Enum
 
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
-from dispatch.messages import Heartbeat, Offer
+from dispatch.messages import Offer
 from dispatch.queue import Queue
+from dispatch.reports import Heartbeat
 from worker.held import Held
 
 _log = logging.getLogger("penstock.worker")

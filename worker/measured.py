@@ -7,7 +7,8 @@ import os
 import time
 from collections.abc import Sequence
 
-from dispatch.messages import GpuStatus, Offer, RoomStatus
+from dispatch.messages import Offer
+from dispatch.reports import GpuStatus, RoomStatus
 from dispatch.settings import WorkerSettings
 from worker import reservation
 from worker.admission import DeviceMemory, Holding, Speeds, offer, room

@@ -4,7 +4,7 @@ import os
 import socket
 import time
 
-from dispatch.messages import Heartbeat, ProbeReport
+from dispatch.reports import Heartbeat, ProbeReport
 from dispatch.settings import WorkerSettings
 from dispatch.states import WorkerState
 from worker.admission import needed

@@ -14,8 +14,9 @@ from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
 from dispatch.lengths import Lengths, tell
-from dispatch.messages import Heartbeat, Offer
+from dispatch.messages import Offer
 from dispatch.queue import Queue
+from dispatch.reports import Heartbeat
 from dispatch.settings import Settings
 from dispatch.states import WorkerState
 from dispatch.tasks import cancelled

@@ -11,8 +11,8 @@ import time
 from autoscaler.launchers.base import Exit
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
-from dispatch.messages import Heartbeat
 from dispatch.queue import Queue
+from dispatch.reports import Heartbeat
 from dispatch.states import WorkerState
 
 OWN_FAULT = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})

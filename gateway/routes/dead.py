@@ -15,7 +15,7 @@ from starlette.responses import Response
 from dispatch.dead_letters import DeadLetter
 from dispatch.errors import PenstockError
 from dispatch.keys import shard_of
-from dispatch.messages import RequestRecord
+from dispatch.records import RequestRecord
 from gateway.auth import Tenant, authenticated
 from gateway.context import Gateway, gateway_of, store_present
 from gateway.queries import LARGEST_PAGE, PAGE, number

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from dispatch.errors import PenstockError
-from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, Heartbeat, InputKind, LogEntry, ModelCard
+from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, InputKind, LogEntry
+from dispatch.reports import Heartbeat, ModelCard
 from dispatch.states import OnDisconnect, WorkerState
 from gateway.admission import admit, terms_from
 from gateway.auth import Tenant, authenticated

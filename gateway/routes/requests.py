@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, is_unreachable
-from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, RequestRecord, new_id
+from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, new_id
+from dispatch.records import RequestRecord
 from dispatch.states import OnDisconnect, RequestState, shown
 from gateway.admission import admit, terms_from
 from gateway.auth import Tenant, authenticated

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from dispatch import keys
 from dispatch.errors import PenstockError
 from dispatch.fleet import Fleet
-from dispatch.messages import Heartbeat, ModelCard
+from dispatch.reports import Heartbeat, ModelCard
 from dispatch.states import WorkerState
 
 CARD = ModelCard("demo", "sim", context_tokens=4096, kv_bytes_per_token=0, max_cost_tokens=1000)

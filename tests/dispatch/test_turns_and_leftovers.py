@@ -4,6 +4,7 @@ from redis.asyncio import Redis
 
 from dispatch import messages as m
 from dispatch.queue import Queue
+from dispatch.records import RequestRecord
 from dispatch.rules import QueueRules
 from dispatch.scores import Strategy
 from tests.dispatch.twin import MODEL
@@ -11,7 +12,7 @@ from tests.dispatch.twin import MODEL
 TURN, PINS = f"{{s0}}:turn:{MODEL}", f"{{s0}}:pins:{MODEL}"
 
 
-async def enqueue(queue: Queue, *, cost: int = 10, prompt: int = 0, strategy: str = "") -> m.RequestRecord:
+async def enqueue(queue: Queue, *, cost: int = 10, prompt: int = 0, strategy: str = "") -> RequestRecord:
     asked = m.InferenceRequest(m.new_id(), MODEL, m.InputKind.CHAT, m.Sampling(10))
     new = m.NewRequest(asked.id, MODEL, m.encode(asked), asked.kind, cost, 60_000, prompt_tokens=prompt, strategy=strategy)
     await queue.enqueue(new)

@@ -13,6 +13,7 @@ import httpx2
 from dispatch import messages as m
 from dispatch.fleet import Fleet
 from dispatch.queue import Queue
+from dispatch.reports import Heartbeat, ModelCard, TokenizerFiles
 from dispatch.settings import GatewaySettings, QueueSettings, RedisSettings, Settings
 from dispatch.states import RequestState, WorkerState
 from dispatch.tasks import cancelled
@@ -88,7 +89,7 @@ class FakeWorker:
     limit: int = 100_000
     engine: str = "sim"
     context: int = 4096
-    files: m.TokenizerFiles | None = None
+    files: TokenizerFiles | None = None
     max_cost: int = 50_000
     gate: Callable[[m.InferenceRequest, int], Awaitable[None]] | None = None
     error: dict[str, str] | None = None
@@ -97,14 +98,14 @@ class FakeWorker:
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     async def publish(self) -> None:
-        card = m.ModelCard(
+        card = ModelCard(
             self.model, self.engine, self.context, 0, self.max_cost, kinds=tuple(m.InputKind), created_at_s=1_700_000_000
         )
         await self.fleet.put_card(card, self.files)
 
     async def beat(self) -> None:
         now = int(time.time() * 1000)
-        beat = m.Heartbeat(self.id, "host", 1, self.model, self.engine, WorkerState.READY, self.limit, 64, 100.0, 0, 0, now, now)
+        beat = Heartbeat(self.id, "host", 1, self.model, self.engine, WorkerState.READY, self.limit, 64, 100.0, 0, 0, now, now)
         await self.fleet.beat(beat, 5000)
 
     async def park(self) -> m.Parked:

@@ -7,6 +7,7 @@ from typing import Any
 from dispatch import messages as m
 from dispatch.fleet import Fleet
 from dispatch.queue import Queue
+from dispatch.reports import Heartbeat
 from dispatch.states import WorkerState
 from tests.gateway.helpers import MODEL
 
@@ -30,7 +31,7 @@ class StandIns:
     async def say(self, worker: str, state: WorkerState, **more: Any) -> None:
         """A heartbeat that stands to the end of the test."""
         now = int(time.time() * 1000)
-        said = m.Heartbeat(worker, "host", 1, MODEL, "sim", state, 0, 0, 0.0, 0, 0, now, now)
+        said = Heartbeat(worker, "host", 1, MODEL, "sim", state, 0, 0, 0.0, 0, 0, now, now)
         await self.fleet.beat(dataclasses.replace(said, **more), 60_000)
 
     async def beat(self) -> None:

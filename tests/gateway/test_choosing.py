@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from dispatch import messages as m
 from dispatch.fleet import Fleet
 from dispatch.queue import Queue
+from dispatch.records import RequestRecord
 from dispatch.scores import BOUND, Strategy
 from gateway.sessions import hashed
 from tests.gateway.helpers import MODEL, FakeWorker, Running, serving, settings_for, working
@@ -18,7 +18,7 @@ CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content":
 SECRET = "the-clients-own-word"
 
 
-async def submitted(gateway: Running, headers: dict[str, str] | None = None, **more: object) -> m.RequestRecord:
+async def submitted(gateway: Running, headers: dict[str, str] | None = None, **more: object) -> RequestRecord:
     answer = await gateway.client.post("/v1/requests", json={**CHAT, **more}, headers=headers)
     assert answer.status_code == 202, answer.text
     record = await gateway.gateway.queue.record(answer.json()["id"])

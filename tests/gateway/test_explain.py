@@ -15,6 +15,7 @@ from dispatch.fleet import Fleet
 from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
 from dispatch.reasons import Judged, Needs, Reason, judge
+from dispatch.records import RequestRecord
 from dispatch.rules import QueueRules
 from dispatch.scores import Strategy
 from dispatch.states import RequestState, WorkerState
@@ -332,7 +333,7 @@ async def test_what_is_told_is_what_the_laws_go_by(redis: Redis, fleet: Fleet) -
     for n in range(4):
         await workers.park(f"w-{n}", limit=(100, 300, 300, 400)[n], slots=(8, 1, 3, 8)[n])
 
-    async def judged(record: m.RequestRecord) -> list[Judged]:
+    async def judged(record: RequestRecord) -> list[Judged]:
         around = await explaining.surroundings(record)
         assert len(around.workers) == 4
         needs = Needs(record.id, record.cost_tokens, record.crashes > 0, around.paused)

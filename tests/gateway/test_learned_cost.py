@@ -9,6 +9,7 @@ from dispatch.fleet import Fleet
 from dispatch.lengths import Counts, Lengths
 from dispatch.pricing import cost_tokens
 from dispatch.queue import Queue
+from dispatch.reports import ModelCard
 from tests.gateway.helpers import MODEL, FakeWorker, Running, until, working
 
 HELLO = {"model": MODEL, "prompt": "12345678", "max_tokens": 2_000}
@@ -37,7 +38,7 @@ class Mover(FakeWorker):
 
     async def publish(self) -> None:
         kinds = tuple(m.InputKind)
-        await self.fleet.put_card(m.ModelCard(MODEL, "sim", 4096, 0, 50_000, kinds, moves_overruns=self.moves), None)
+        await self.fleet.put_card(ModelCard(MODEL, "sim", 4096, 0, 50_000, kinds, moves_overruns=self.moves), None)
 
 
 @pytest.fixture

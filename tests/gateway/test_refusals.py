@@ -8,8 +8,8 @@ import pytest
 
 from dispatch.errors import ERROR_KINDS
 from dispatch.fleet import Fleet
-from dispatch.messages import TokenizerFiles
 from dispatch.queue import Queue
+from dispatch.reports import TokenizerFiles
 from gateway.bodies import MAX_DEPTH, depth_of
 from tests.gateway.helpers import MODEL, FakeWorker, Running, serving, settings_for, working
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dispatch.errors import PenstockError
-from dispatch.messages import TokenizerFiles
+from dispatch.reports import TokenizerFiles
 from gateway.tokenizing import ModelTokenizer
 
 DEMO = Path(__file__).parents[2] / "worker" / "models" / "demo"

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatch.messages import ModelCard
+from dispatch.reports import ModelCard
 from worker.admission import Holding, fits, needed, offer
 from worker.engines.base import EngineInfo
 

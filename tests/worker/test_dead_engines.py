@@ -10,8 +10,9 @@ import pytest
 
 from dispatch.errors import PenstockError
 from dispatch.fleet import Fleet
-from dispatch.messages import Heartbeat, InferenceRequest
+from dispatch.messages import InferenceRequest
 from dispatch.queue import Queue
+from dispatch.reports import Heartbeat
 from dispatch.rules import QueueRules
 from dispatch.states import ENDINGS, RequestState, WorkerState
 from tests.worker.conftest import Client, until

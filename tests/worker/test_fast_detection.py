@@ -14,8 +14,9 @@ import pytest
 from autoscaler.launchers.aftermath import Aftermath
 from autoscaler.launchers.local import LocalLauncher, LocalProcesses
 from dispatch.fleet import Fleet
-from dispatch.messages import EntryKind, LogEntry, RequestRecord
+from dispatch.messages import EntryKind, LogEntry
 from dispatch.queue import Queue
+from dispatch.records import RequestRecord
 from dispatch.rules import QueueRules
 from dispatch.settings import Settings
 from dispatch.states import RequestState, WorkerState

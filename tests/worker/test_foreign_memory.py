@@ -7,8 +7,8 @@ import pytest
 
 from dispatch.fleet import Fleet
 from dispatch.keys import ShardKeys
-from dispatch.messages import GpuStatus, Heartbeat
 from dispatch.queue import Queue
+from dispatch.reports import GpuStatus, Heartbeat
 from dispatch.rules import QueueRules
 from dispatch.settings import Settings
 from dispatch.states import RequestState

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dispatch.messages import GpuStatus
+from dispatch.reports import GpuStatus
 from worker.gpu import FakeGpus, HostMemory, NvmlGpus, device_of, find_gpus
 
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from dispatch.messages import Heartbeat, ProbeReport, decode, encode
+from dispatch.messages import decode, encode
 from dispatch.metrics import ClusterView, GatewayMetrics, exposition
+from dispatch.reports import Heartbeat, ProbeReport
 from dispatch.states import WorkerState
 from gateway.shapes import worker_document
 from penstock.commands.watch import _probe, _state

@@ -8,20 +8,10 @@ import pytest
 
 from dispatch.fleet import Fleet
 from dispatch.lengths import Lengths, percentile
-from dispatch.messages import (
-    Grant,
-    Heartbeat,
-    InferenceRequest,
-    InputKind,
-    ModelCard,
-    NewRequest,
-    Offer,
-    Sampling,
-    encode,
-    new_id,
-)
+from dispatch.messages import Grant, InferenceRequest, InputKind, NewRequest, Offer, Sampling, encode, new_id
 from dispatch.pricing import cost_tokens, prompt_tokens
 from dispatch.queue import Queue
+from dispatch.reports import Heartbeat, ModelCard
 from dispatch.rules import QueueRules
 from dispatch.settings import Settings
 from dispatch.states import RequestState

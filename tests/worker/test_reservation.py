@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dispatch.fleet import Fleet
-from dispatch.messages import GpuStatus
+from dispatch.reports import GpuStatus
 from dispatch.rules import QueueRules
 from dispatch.settings import WorkerSettings
 from dispatch.states import WorkerState

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispatch.messages import Grant, InferenceRequest, InputKind, ModelCard, Sampling
+from dispatch.messages import Grant, InferenceRequest, InputKind, Sampling
 from dispatch.pricing import PAGE_TOKENS, cost_tokens
+from dispatch.reports import ModelCard
 from worker.admission import DeviceMemory, Holding, Speeds, expected_tokens, holds_at_once, is_overrun, offer, room
 from worker.engines.base import EngineInfo
 from worker.engines.sim_gpus import SIM_GPUS

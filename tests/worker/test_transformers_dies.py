@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from dispatch.messages import RequestRecord
+from dispatch.records import RequestRecord
 from dispatch.rules import QueueRules
 from dispatch.states import RequestState
 from tests.worker.conftest import Client

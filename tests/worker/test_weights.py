@@ -3,8 +3,8 @@
 import pytest
 
 from dispatch.fleet import Fleet
-from dispatch.messages import Heartbeat
 from dispatch.queue import Queue
+from dispatch.reports import Heartbeat
 from dispatch.rules import QueueRules
 from dispatch.states import RequestState
 from tests.worker.conftest import Client, until

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dispatch.messages import FinishReason, InferenceRequest, ModelCard, TokenizerFiles
+from dispatch.messages import FinishReason, InferenceRequest
+from dispatch.reports import ModelCard, TokenizerFiles
 
 
 @dataclass(frozen=True, slots=True)

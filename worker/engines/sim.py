@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 
 from dispatch.errors import PenstockError
-from dispatch.messages import FinishReason, InferenceRequest, InputKind, ModelCard, Sampling
+from dispatch.messages import FinishReason, InferenceRequest, InputKind, Sampling
 from dispatch.pricing import cost_tokens, prompt_tokens
+from dispatch.reports import ModelCard
 from dispatch.settings import WorkerSettings
 from worker.engines import sim_faults
 from worker.engines.base import Chunk, Cost, EngineError, EngineInfo, EngineLoad

@@ -16,8 +16,9 @@ from typing import Any
 from jinja2 import TemplateError
 
 from dispatch.errors import PenstockError
-from dispatch.messages import InferenceRequest, InputKind, ModelCard
+from dispatch.messages import InferenceRequest, InputKind
 from dispatch.pricing import cost_tokens, prompt_tokens
+from dispatch.reports import ModelCard
 from dispatch.settings import WorkerSettings
 from worker import reservation
 from worker.engines.base import Chunk, Cost, EngineDead, EngineError, EngineInfo, EngineLoad

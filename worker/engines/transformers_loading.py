@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dispatch.errors import PenstockError
-from dispatch.messages import TokenizerFiles
+from dispatch.reports import TokenizerFiles
 from dispatch.settings import WorkerSettings
 from worker import reservation
 from worker.engines.naming import served_name

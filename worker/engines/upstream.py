@@ -13,8 +13,9 @@ import httpx2
 import msgspec
 
 from dispatch.errors import PenstockError
-from dispatch.messages import FinishReason, InferenceRequest, InputKind, ModelCard, Sampling
+from dispatch.messages import FinishReason, InferenceRequest, InputKind, Sampling
 from dispatch.pricing import cost_tokens, prompt_tokens
+from dispatch.reports import ModelCard
 from dispatch.settings import WorkerSettings
 from worker.engines.base import Chunk, Cost, EngineError, EngineInfo, EngineLoad
 from worker.engines.naming import served_name
