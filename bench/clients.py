@@ -4,11 +4,17 @@ Each has its own connections, as a worker process has. Never here: what is measu
 """
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import hiredis
+
+from bench.wire import Wire
+from dispatch import keys
 from dispatch import messages as m
-from dispatch.fleet import Fleet
 from dispatch.queue import Queue
 from dispatch.redis_client import BLOCK_MS, connect
 from dispatch.reports import Heartbeat, RoomStatus
@@ -17,9 +23,29 @@ from dispatch.scripts import Script, compose_all
 from dispatch.states import WorkerState
 
 RULES = QueueRules()
-CHUNK = b'{"text":" and the water goes on","tokens":[5,6,7,8,9,10]}'
+_CHUNK = b'{"text":" and the water goes on","tokens":[5,6,7,8,9,10]}'
 _DETAIL = b'{"finish_reason":"stop","usage":{"prompt_tokens":100,"completion_tokens":12}}'
 _INPUT = m.encode(m.InferenceRequest("bench", "demo", m.InputKind.COMPLETION, m.Sampling(16), prompt="w" * 400))
+_SHARD = keys.ShardKeys("s0")
+
+
+class _Recorded:
+    """Stands where a wire would, and keeps the bytes of what is said."""
+
+    def __init__(self, reply: Any) -> None:
+        self.packed = b""
+        self._reply = reply
+
+    async def execute(self, *command: Any) -> Any:
+        self.packed += hiredis.pack_command(command)
+        return self._reply
+
+
+def queue_on(wire: Any, scripts: Mapping[str, Script]) -> Queue:
+    """The laws, spoken over a wire."""
+    queue = Queue(connect("unix:///nowhere"), RULES, scripts=scripts)
+    queue._batched = queue._promised = wire
+    return queue
 
 
 class ParkedWorker:
@@ -27,87 +53,110 @@ class ParkedWorker:
 
     def __init__(
         self,
-        url: str,
         worker: str,
         scripts: Mapping[str, Script],
         on_begun: Callable[[str, float], None],
         on_finished: Callable[[str], None],
     ) -> None:
         self._id = worker
-        self._redis, self._inbox_redis = connect(url, max_connections=4), connect(url, max_connections=1)
-        self._queue = Queue(self._redis, RULES, scripts=scripts)
-        self._inbox = Queue(self._inbox_redis, RULES, scripts=scripts)
-        self._fleet = Fleet(self._redis)
+        self._scripts = scripts
         self._on_begun, self._on_finished = on_begun, on_finished
-        self._held: dict[str, m.Grant] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._wire: Wire
+        self._inbox: Wire
+        self._queue: Queue
+        self._beat = b""
+
+    async def connect(self, url: str) -> None:
+        """Connected, and parked."""
+        self._wire, self._inbox = await Wire.to(url), await Wire.to(url)
+        self._queue = queue_on(self._wire, self._scripts)
+        await self._queue.park(self._offer())
+        parking, renewing = _Recorded((0, 0, 0, 0)), _Recorded(((), ()))
+        await queue_on(parking, self._scripts).park(self._offer())
+        await queue_on(renewing, self._scripts).renew(self._id, [])
+        beat: tuple[tuple[Any, ...], ...] = (
+            ("SET", keys.heartbeat(self._id), m.encode(self._heartbeat()), "PX", 5_000),
+            ("ZADD", keys.WORKERS, int(time.time() * 1000), self._id),
+            ("GET", keys.model_card("demo")),
+        )
+        self._beat = b"".join(hiredis.pack_command(c) for c in beat) + renewing.packed + parking.packed
 
     def start(self, phase_s: float) -> None:
         """Beat from now on, `phase_s` after the second."""
-        for work in (self._beats(phase_s), self._reads()):
+        for work in (self._beats(phase_s), self._reads(phase_s)):
             self._keep(asyncio.create_task(work))
 
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._redis.aclose()
-        await self._inbox_redis.aclose()
+        self._wire.close()
+        self._inbox.close()
 
-    async def beat(self) -> None:
-        """As worker/heartbeat.py beats."""
-        await asyncio.gather(
-            self._fleet.beat(self._heartbeat(), 5_000),
-            self._queue.renew(self._id, list(self._held.values())),
-            self._queue.park(m.Offer(self._id, "demo", 10**9, 10**6, 1_000.0, prefill_weight=5_000.0)),
-        )
+    def _offer(self) -> m.Offer:
+        return m.Offer(self._id, "demo", 10**9, 10**6, 1_000.0, prefill_weight=5_000.0)
 
     def _heartbeat(self) -> Heartbeat:
         now_ms = int(time.time() * 1000)
         return Heartbeat(
             id=self._id, host="bench", pid=1, model="demo", engine="sim", state=WorkerState.READY, limit_tokens=10**9,
-            slots=10**6, weight=1_000.0, held=len(self._held), held_tokens=0, started_at_ms=now_ms, beat_at_ms=now_ms,
+            slots=10**6, weight=1_000.0, held=0, held_tokens=0, started_at_ms=now_ms, beat_at_ms=now_ms,
             room=RoomStatus(10**9, 0, 0, 0, 10**9),
         )  # fmt: skip
 
     async def _beats(self, phase_s: float) -> None:
+        """As worker/heartbeat.py: the heartbeat, the leases, the pull."""
         due = time.monotonic() + phase_s
         while True:
             await asyncio.sleep(due - time.monotonic())
-            await self.beat()
+            self._wire.say(self._beat, 5)
             due = max(due + 1.0, time.monotonic())
 
-    async def _reads(self) -> None:
-        after = "0"
+    async def _reads(self, phase_s: float) -> None:
+        await asyncio.sleep(phase_s)
+        after, key = b"0", _SHARD.inbox(self._id)
         while True:
-            after, words = await self._inbox.read_inbox(self._id, after, block_ms=BLOCK_MS)
-            for word in words:
-                if isinstance(word, m.Grant):
-                    self._keep(asyncio.create_task(self._work(word)))
+            found = await self._inbox.execute("XREAD", "COUNT", 100, "BLOCK", BLOCK_MS, "STREAMS", key, after)
+            for _, entries in found or ():
+                for after, fields in entries:  # noqa: B007 - where to go on
+                    told = dict(zip(fields[::2], fields[1::2], strict=True))
+                    if told[b"kind"] == b"grant":
+                        self._keep(asyncio.create_task(self._work(_grant(self._id, told))))
 
     async def _work(self, grant: m.Grant) -> None:
         if await self._queue.begin(grant) is None:
             return
         self._on_begun(grant.request, time.perf_counter())
-        self._held[grant.request] = grant
-        await self._queue.append(grant, 1, CHUNK)
-        await self._queue.finish(grant, 2, CHUNK, _DETAIL)
-        del self._held[grant.request]
+        await self._queue.append(grant, 1, _CHUNK)
+        await self._queue.finish(grant, 2, _CHUNK, _DETAIL)
         self._on_finished(grant.request)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A worker that is deaf would be measured as a slow one.
+            print(f"{self._id} failed: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _grant(worker: str, told: Mapping[bytes, bytes]) -> m.Grant:
+    return m.Grant(told[b"id"].decode(), worker, int(told[b"attempt"]), told[b"nonce"].decode(), int(told[b"cost"]), "")
 
 
 class Crowd:
     """Some of these workers, and a client that submits to them."""
 
     def __init__(self, url: str, names: Sequence[str]) -> None:
-        scripts = compose_all(RULES)
-        self._redis = connect(url)
-        self._queue = Queue(self._redis, RULES, scripts=scripts)
-        self._workers = [ParkedWorker(url, name, scripts, self._begun, self._finished) for name in names]
+        self._url = url
+        self._scripts = compose_all(RULES)
+        self._workers = [ParkedWorker(name, self._scripts, self._begun, self._finished) for name in names]
+        self._wire: Wire
+        self._queue: Queue
         self._sent: dict[str, float] = {}
         self._ends: dict[str, asyncio.Future[None]] = {}
         self.spans: list[float] = []
@@ -115,11 +164,16 @@ class Crowd:
         self.finished = 0
 
     async def start(self) -> None:
-        """All are parked when it returns."""
-        for first in range(0, len(self._workers), 50):
-            await asyncio.gather(*(w.beat() for w in self._workers[first : first + 50]))
-        for place, w in enumerate(self._workers):
-            w.start(place / len(self._workers))
+        """All are parked when it returns, and have beaten once."""
+        self._wire = await Wire.to(self._url)
+        for script in self._scripts.values():
+            await self._wire.execute("SCRIPT", "LOAD", script.source)
+        self._queue = queue_on(self._wire, self._scripts)
+        for worker in self._workers:
+            await worker.connect(self._url)
+        for place, worker in enumerate(self._workers):
+            worker.start(place / len(self._workers))
+        await asyncio.sleep(1.5)
 
     async def submit(self, *, to_its_end: bool = True) -> None:
         """One request. Its end is only heard of if one of these workers ends it."""
@@ -136,7 +190,7 @@ class Crowd:
 
     async def stop(self) -> None:
         await asyncio.gather(*(w.stop() for w in self._workers))
-        await self._redis.aclose()
+        self._wire.close()
 
     def _begun(self, request: str, at: float) -> None:
         if (sent_at := self._sent.pop(request, None)) is not None:

@@ -50,8 +50,8 @@ async def _submit_for(crowd: Crowd, rate: float, seconds: float) -> None:
 
 
 def measure(server: str, workers: int, rates: list[float], seconds: float, drivers: int) -> list[tuple[float, ...]]:
-    """Each rate: requests/s that were done, CPU of the server (share of a core), p50 and p99 of submit to begin, the drivers'
-    CPU."""
+    """Each rate: requests/s that were done, CPU of the server (share of a core), the part in scripts, p50 and p99 of submit to
+    begin, the drivers' CPU."""
     rows: list[tuple[float, ...]] = []
     with running(server) as found, redis.Redis.from_url(found.url) as look:
         pipes, processes = [], []
@@ -66,15 +66,17 @@ def measure(server: str, workers: int, rates: list[float], seconds: float, drive
             assert pipe.recv() == "ready"
         time.sleep(2)
         for rate in rates:
-            before, since = _cpu_s(look), time.monotonic()
+            before, since = _used_s(look), time.monotonic()
             for pipe in pipes:
                 pipe.send((rate / drivers, seconds))
             told: list[Any] = [pipe.recv() for pipe in pipes]
             span_s = time.monotonic() - since
             spans = sorted(s for _, part, _ in told for s in part) or [0.0]
+            cpu_s, in_scripts_s = (now - then for now, then in zip(_used_s(look), before, strict=True))
             row = (
                 sum(done for done, _, _ in told) / span_s,
-                (_cpu_s(look) - before) / span_s,
+                cpu_s / span_s,
+                in_scripts_s / span_s,
                 quantile(spans, 0.5),
                 quantile(spans, 0.99),
                 sum(used for _, _, used in told) / span_s,
@@ -88,9 +90,11 @@ def measure(server: str, workers: int, rates: list[float], seconds: float, drive
     return rows
 
 
-def _cpu_s(look: "redis.Redis") -> float:
-    told: Any = look.info("cpu")
-    return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
+def _used_s(look: "redis.Redis") -> tuple[float, float]:
+    """CPU of the server's process, and the part of it that went by in scripts."""
+    cpu: Any = look.info("cpu")
+    commands: Any = look.info("commandstats")
+    return float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"]), commands["cmdstat_evalsha"]["usec"] / 1e6
 
 
 def main() -> None:
@@ -103,20 +107,22 @@ def main() -> None:
     parser.add_argument("--server", default="", help="redis or valkey; without one, each at hand")
     args = parser.parse_args()
     rates = [float(rate) for rate in args.rates.split(",")]
-    print("| server | workers | asked/s | done/s | server CPU | CPU a request | against 1 | to begin p50 | p99 | drivers' CPU |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    head = "CPU a request | against 1 worker | in scripts | against 1 worker | to begin p50 | p99"
+    print(f"| server | workers | asked/s | done/s | server CPU | {head} | drivers' CPU |")
+    print("|---" * 12 + "|")
     for server in [args.server] if args.server else binaries():
-        costs: dict[float, float] = {}
+        first: dict[float, tuple[float, float]] = {}
         for workers in (1, args.workers):
             rows = measure(server, workers, rates, args.seconds, args.drivers)
-            idle = rows[0][1]
-            for rate, (done, cpu, p50, p99, used) in zip(rates, rows, strict=True):
-                cost = (cpu - idle) / done if rate else 0.0
-                ratio = f"{cost / costs[rate]:.2f}" if workers > 1 and rate else ""
-                costs.setdefault(rate, cost)
-                spans = f"{p50 * 1000:.2f} ms | {p99 * 1000:.2f} ms" if rate else "|"
-                told = f"{cost * 1e6:.0f} us | {ratio}" if rate else "|"
-                print(f"| {server} | {workers} | {rate:g} | {done:.0f} | {cpu:.1%} | {told} | {spans} | {used:.0%} |", flush=True)
+            for rate, (done, cpu, scripts, p50, p99, used) in zip(rates, rows, strict=True):
+                if rate:
+                    costs = (cpu - rows[0][1]) / done, (scripts - rows[0][2]) / done
+                    against = first.setdefault(rate, costs)
+                    cells = " | ".join(f"{c * 1e6:.0f} us | {c / a:.2f}" for c, a in zip(costs, against, strict=True))
+                    cells += f" | {p50 * 1000:.2f} ms | {p99 * 1000:.2f} ms"
+                else:
+                    cells = " | | | | |"
+                print(f"| {server} | {workers} | {rate:g} | {done:.0f} | {cpu:.1%} | {cells} | {used:.0%} |", flush=True)
 
 
 if __name__ == "__main__":
