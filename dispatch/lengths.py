@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from dispatch import keys
 from dispatch.faults import STORE_FAULT
@@ -95,9 +96,13 @@ class Lengths:
 
     async def table(self, model: str) -> Mapping[str, int]:
         """A model's table; empty when nothing is known, or when what lies there is none of ours."""
-        found: Mapping[bytes, bytes] = await self._redis.hgetall(keys.lengths(model))
         try:
+            found: Mapping[bytes, bytes] = await self._redis.hgetall(keys.lengths(model))
             return {field.decode(): int(count) for field, count in found.items()}
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            return {}
         except ValueError:
             return {}
 

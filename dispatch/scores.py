@@ -207,7 +207,8 @@ def looked_at(strategy: Strategy, parked: Sequence[Load], need: Need) -> list[Lo
 def choose(strategy: Strategy, parked: Sequence[Load], need: Need) -> Load | None:
     """The parked pull that the request meets, or None: no room anywhere.
 
-    The scripts choose the same, cheaper; where more than 64 are parked and few of the first have room, `pull` compares fewer.
+    The scripts choose the same, cheaper. Where more than 64 are parked and few of the first have room, `pull` compares fewer;
+    where more than 128 have room, the other strategies compare 128 of them, by chance.
     """
     compared = looked_at(strategy, parked, need)
     if not compared:

@@ -154,7 +154,7 @@ class Heart:
     async def _beat(self) -> None:
         pace = self._steps.look(self._held.is_generating(), time.monotonic())
         results = await asyncio.gather(
-            self._fleet.beat(self._say(), self._ttl_ms),
+            self._tell(),
             self._renew() if pace is not Pace.HUNG else _nothing(),
             self._park(pace is Pace.STEADY),
             self._learn(),
@@ -168,6 +168,10 @@ class Heart:
             self._complaint.failed(failed)
         else:
             raise failed
+
+    async def _tell(self) -> None:
+        """What cannot be said of this worker must not keep it from renewing."""
+        await self._fleet.beat(self._say(), self._ttl_ms)
 
     async def _renew(self) -> None:
         offer = self._offer()

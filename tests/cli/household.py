@@ -66,6 +66,8 @@ class Up:
             text=True,
             env=self.environment,
             cwd=self.home,
+            # Whoever runs the tests in the background of a shell ignores SIGINT, and its children would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def verb(self, *arguments: str) -> subprocess.CompletedProcess[str]:

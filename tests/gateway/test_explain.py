@@ -339,8 +339,10 @@ async def test_what_is_told_is_what_the_laws_go_by(redis: Redis, fleet: Fleet) -
         needs = Needs(record.id, record.cost_tokens, record.crashes > 0, around.paused)
         return [judge(needs, w, rules.worker_seen_ms) for w in around.workers]
 
-    template = None
-    for step in range(200):
+    wanted = {Reason.NO_ROOM, Reason.SLOTS, Reason.TOO_SMALL, Reason.KEPT_FOR_PINNED, Reason.PAUSED}
+    template, step = None, -1
+    while step < 200 or (step < 2_000 and not wanted <= set(codes)):  # chance is not only ours: salts of the scripts
+        step += 1
         if workers.held and rng.random() < 0.45:
             await workers.finish(rng.choice(sorted(workers.held)))
         else:
@@ -374,4 +376,4 @@ async def test_what_is_told_is_what_the_laws_go_by(redis: Redis, fleet: Fleet) -
         if len(all_waiting) > 5:
             await queue.cancel(rng.choice(all_waiting))
             await queue.cancel(rng.choice(all_waiting))
-    assert {Reason.NO_ROOM, Reason.SLOTS, Reason.TOO_SMALL, Reason.KEPT_FOR_PINNED, Reason.PAUSED} <= set(codes), codes
+    assert wanted <= set(codes), codes

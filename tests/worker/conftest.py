@@ -49,6 +49,14 @@ class Client:
         await until(has_ended, timeout_s)
         return await self.state(request)
 
+    async def runs(self, request: str) -> None:
+        """Wait until a worker has begun it."""
+
+        async def has_begun() -> bool:
+            return await self.state(request) is RequestState.RUNNING
+
+        await until(has_begun)
+
     async def wrote(self, request: str, entries: int = 1) -> None:
         """Wait until that many chunks were written."""
 

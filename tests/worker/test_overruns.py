@@ -72,11 +72,12 @@ def engine_of(worker: Worker) -> Watched:
 async def test_the_youngest_moves_and_comes_back_and_nobody_is_charged(
     server_url: str, rules: QueueRules, client: Client, queue: Queue, fleet: Fleet
 ) -> None:
-    async with working(server_url, rules, Watched, kv_tokens=512, sim_gpu="H100", sim_speed=2.0) as worker:
+    async with working(server_url, rules, Watched, kv_tokens=512, sim_gpu="H100", sim_speed=1.0) as worker:
         # By their prices all three fit; by what they come to, hardly two.
-        requests = [await ask(queue, f"p{i}", 230, 64) for i in range(3)]
-        for request in requests:
-            await client.wrote(request, 1)
+        requests = []
+        for i in range(3):
+            requests.append(await ask(queue, f"p{i}", 230, 64))
+            await client.runs(requests[i])  # so the last is the youngest in the engine, too
         assert len(worker._held) == 3
 
         async def has_moved() -> bool:

@@ -14,6 +14,7 @@ _FORGET_S = 30.0  # of steps: what is older weighs less than a third
 _RIDGE = 1e-6  # how much the last estimate weighs against the evidence, where that says little
 _PREFILL_RIDGE = 3e-4  # prompts of a few tokens hardly show in a step: noise must not be taken for their speed
 _PREFILL_UNIT = 1024
+_FASTEST = 10_000_000.0  # prompt tokens/s: no device is, but a fit may be
 _ENOUGH_S = 0.5
 
 
@@ -65,7 +66,7 @@ class Speedometer:
         decode = self._speeds.decode
         if self._decoding_s > 0 and (step_s := self._step_s(base, sequences)) > 0:
             decode = BUSY_SEQUENCES / step_s
-        self._speeds = Speeds(decode, _PREFILL_UNIT / prefill if prefill > 0 else self._speeds.prefill)
+        self._speeds = Speeds(decode, min(_FASTEST, _PREFILL_UNIT / prefill) if prefill > 0 else self._speeds.prefill)
         return self._speeds
 
     def _step_s(self, base: float, sequences: float) -> float:

@@ -1,5 +1,6 @@
 -- Which parked pull a request meets: strategies are scores, the lowest is next, equal ones go by worker id.
 -- The same scores stand in dispatch/scores.py, which also has their numbers, in the same order of operations; a test holds both equal.
+local MOST = 128 -- of those with room, so many are compared by all other strategies
 local SCAN = 64 -- so many are looked at for the candidates, once one was found
 local SESSION_MS = 600000 -- for so long its blocks of a session may still be there
 local DEFAULT = 'pull'
@@ -73,10 +74,28 @@ local function first_fitting(model, cost)
   end
 end
 
-local function with_room(model, cost)
-  local found = opened(model, redis.call('ZRANGE', k_rooms(model), cost, '+inf', 'BYSCORE'))
+-- The parked pulls with room, by id; where there are very many, a part of them by chance.
+local function with_room(model, cost, chance)
+  local count, from = redis.call('ZCOUNT', k_rooms(model), cost, '+inf'), 0
+  if count > MOST then from = tonumber(string.sub(redis.sha1hex(chance), 17, 24), 16) % (count - MOST + 1) end
+  return redis.call('ZRANGE', k_rooms(model), cost, '+inf', 'BYSCORE', 'LIMIT', from, MOST)
+end
+
+local function by_id(found)
   table.sort(found, function(a, b) return a.id < b.id end)
   return found
+end
+
+-- Those that a session may choose from: the same part for the same session, and the worker that last ran it.
+local function for_session(r)
+  local ids, last = with_room(r.model, r.cost, r.session), redis.call('GET', k_session(r.model, r.session))
+  local found, known = opened(r.model, ids), false
+  for _, id in ipairs(ids) do known = known or id == last end
+  if last and not known then
+    local w = read_worker(last)
+    if is_open(w) and w.model == r.model and room(w) >= r.cost then found[#found + 1] = w end
+  end
+  return by_id(found), last
 end
 
 -- Two different ones (if there are two) by chance.
@@ -90,14 +109,13 @@ local function two_of(found, chance)
 end
 
 -- What a score may ask of all that are compared.
-local function sums(r, strategy, compared)
-  local all = {held = 0, weight = 0, turn = 0}
+local function sums(r, strategy, compared, last_worker)
+  local all = {held = 0, weight = 0, turn = 0, last_worker = last_worker}
   if strategy == 'session' then
     for _, w in ipairs(compared) do
       all.held = all.held + w.held
       all.weight = all.weight + w.weight
     end
-    all.last_worker = redis.call('GET', k_session(r.model, r.session))
   elseif strategy == 'weighted_round_robin' then
     all.turn = tonumber(redis.call('HGET', k_turn(r.model), strategy) or '0')
   end
@@ -107,14 +125,16 @@ end
 -- The parked pull that the request meets, or nil where none has room. r says then how it came about (strategy, score, of how many).
 local function find_worker(r)
   if is_paused(r.model) then return nil end
-  local strategy, compared = strategy_of(r), nil
+  local strategy, compared, last_worker = strategy_of(r), nil, nil
   if strategy == DEFAULT then
     compared = first_fitting(r.model, r.cost)
+  elseif strategy == 'session' then
+    compared, last_worker = for_session(r)
   else
-    compared = with_room(r.model, r.cost)
+    compared = by_id(opened(r.model, with_room(r.model, r.cost, salt .. r.id)))
     if strategy == 'power_of_two' then compared = two_of(compared, salt .. r.id) end
   end
-  local all, best, lowest = sums(r, strategy, compared), nil, nil
+  local all, best, lowest = sums(r, strategy, compared, last_worker), nil, nil
   for _, w in ipairs(compared) do
     local score = SCORES[strategy](w, r, all)
     if not best or score < lowest or (score == lowest and w.id < best.id) then best, lowest = w, score end

@@ -108,10 +108,11 @@ local function arrive(r, part)
 end
 
 -- Grant one entry of a line to w. An entry that stands for no waiting request is dropped and counted.
-local function take_entry(w, line, entry, id)
+local function take_entry(w, line, entry, id, met)
   remove_entry(w.model, line[1], line[2], entry)
   local r = id and read_request(id)
   if r and r.state == 'queued' and r.entry == entry then
+    r.met = met
     grant(r, w)
     return 1
   end
@@ -279,9 +280,10 @@ local function meet_all(model)
       if #most == 0 or #least == 0 or tonumber(least[2]) > tonumber(most[2]) then break end
       for _, e in ipairs(page) do
         local id, cost = entry_fields(e)
-        local w = find_worker(id and read_request(id) or {id = '', model = model, cost = cost, prompt = 0})
+        local r = id and read_request(id) or {id = '', model = model, cost = cost, prompt = 0}
+        local w = find_worker(r)
         if w then
-          granted = granted + take_entry(w, line, e[1], id)
+          granted = granted + take_entry(w, line, e[1], id, r.met)
           store_load(w)
           park(w)
         end

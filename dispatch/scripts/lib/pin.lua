@@ -1,6 +1,7 @@
 -- A request that others overtake for too long is pinned: what becomes free at one worker that can hold it is kept for it.
 -- A worker has one pin; the oldest that waits has it first, so neither the big nor the small starve behind each other.
 -- Whoever else has room for it sooner still takes it.
+local PINS_LOOKED = 16 -- of those that wait longest, and of the largest: this is done again and again while a backlog is old
 local freed = {} -- workers that lost their pin in this script: they may have room for others
 
 local function keep_room(w, r)
@@ -44,22 +45,23 @@ end
 local function unpinned(w, e)
   local id, cost = entry_fields(e)
   if not id or cost > w.limit then return nil end
-  local r = read_request(id)
-  return r and r.state == 'queued' and r.entry == e[1] and not has_pin(r) and r or nil
+  local f = redis.call('HMGET', k_request(id), 'state', 'entry', 'pinned')
+  if f[1] ~= 'queued' or f[2] ~= e[1] or has_pin({id = id, cost = cost, pinned = f[3]}) then return nil end
+  return read_request(id)
 end
 
 -- The first of a line, older than PIN_MS, for which nobody keeps room and that w could hold. Behind a window of such as are
 -- too big for w or have their place, one of the largest it could hold: these are overtaken most.
 local function overtaken(w, line)
   local key = k_line(w.model, line[1], line[2])
-  local window = redis.call('XRANGE', key, '-', '+', 'COUNT', WINDOW)
+  local window = redis.call('XRANGE', key, '-', '+', 'COUNT', PINS_LOOKED)
   for _, e in ipairs(window) do
     if now - entry_since(e) < PIN_MS then return nil end
     local r = unpinned(w, e)
     if r then return r end
   end
-  if #window < WINDOW then return nil end
-  local large = redis.call('ZRANGE', k_sizes(w.model, line[1], line[2]), w.limit, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, WINDOW)
+  if #window < PINS_LOOKED then return nil end
+  local large = redis.call('ZRANGE', k_sizes(w.model, line[1], line[2]), w.limit, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, PINS_LOOKED)
   for _, entry in ipairs(by_entry(large)) do
     local e = redis.call('XRANGE', key, entry, entry)[1]
     if not e or now - entry_since(e) < PIN_MS then return nil end
