@@ -190,3 +190,14 @@ async def session(t: Twin) -> None:
     for _ in range(9):
         await t.enqueue(t.new(1, strategy=Strategy.SESSION, session="a"))
     must(max(len(t.model.held_by(w)) for w in t.model.workers) <= 4, "a hot session spills")
+
+
+async def session_given_back(t: Twin) -> None:
+    """A session's worker that gives a request back is not parked at that moment: another one takes it."""
+    await t.park("w-1")
+    new = t.new(strategy=Strategy.SESSION, session="a")
+    await t.enqueue(new)
+    await t.park("w-2", weight=0.1)
+    await t.begin(t.grant(new.id))
+    await t.release(t.grant(new.id))
+    must(t.record(new.id).worker == "w-2", "not the one that gave it back")

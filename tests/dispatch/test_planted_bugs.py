@@ -166,6 +166,12 @@ BUGS = (
         "math.max(w.turns, turn - 1 / w.weight)",
         "w.turns",
     ),
+    Bug(
+        "a session meets who is not parked",
+        pin_walks.session_given_back,
+        CHOOSE,
+        " and redis.call('ZSCORE', k_rooms(r.model), last)",
+    ),
     Bug("a hot session does not spill", pin_walks.session, CHOOSE, "if w.held + 1 > bound", "if false"),
     # grants and charges
     Bug("begin leaves the grant in the inbox", walks.whole_life, "begin.lua", "redis.call('XDEL', k_inbox(r.worker), r.inbox)"),

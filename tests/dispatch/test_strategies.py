@@ -15,7 +15,7 @@ from dispatch.scores import Load, Need, Strategy
 from tests.dispatch.twin import MODEL
 
 SALT = "0123456789abcdef"
-FLEETS, REQUESTS = 60, 25
+FLEETS, REQUESTS = 20, 25
 
 
 @pytest.fixture(autouse=True)

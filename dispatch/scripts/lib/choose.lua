@@ -91,9 +91,9 @@ local function for_session(r)
   local ids, last = with_room(r.model, r.cost, r.session), redis.call('GET', k_session(r.model, r.session))
   local found, known = opened(r.model, ids), false
   for _, id in ipairs(ids) do known = known or id == last end
-  if last and not known then
+  if last and not known and redis.call('ZSCORE', k_rooms(r.model), last) then
     local w = read_worker(last)
-    if is_open(w) and w.model == r.model and room(w) >= r.cost then found[#found + 1] = w end
+    if is_open(w) and room(w) >= r.cost then found[#found + 1] = w end
   end
   return by_id(found), last
 end
