@@ -23,7 +23,7 @@ check: $(VENV)/.installed-dev ## Lint, format, types, import directions, import 
 	$(BIN)/lint-imports
 
 bench: ## Measure all at once (comes with the issue on speed)
-	@echo "make bench comes with the issue on speed; two measurements run by hand: python -m bench.laws, python -m bench.recovery." >&2; exit 1
+	@echo "make bench comes with the issue on speed; single measurements run by hand: python -m bench.NAME, where NAME is laws, recovery, simulated, strategies, saturation, mixed, idle, thousand or one_by_one." >&2; exit 1
 
 chaos: $(VENV)/.installed-dev ## Break everything at once; make chaos SEED=7 MINUTES=3 TOPOLOGY=single (or sentinel)
 	@$(BIN)/python -m chaos --seed $(SEED) --minutes $(MINUTES) --topology $(TOPOLOGY) $(ARGS)
