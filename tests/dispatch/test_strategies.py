@@ -1,4 +1,4 @@
-"""The scripts choose as dispatch/scores.py says: thousands of random fleets and requests, every strategy."""
+"""The scripts choose as dispatch/scores.py says: every strategy, for thousands of requests on random fleets."""
 
 import random
 from collections.abc import Iterator

@@ -74,7 +74,7 @@ local function first_fitting(model, cost)
   end
 end
 
--- The parked pulls with room, by id; where there are very many, a part of them by chance.
+-- The workers whose parked pulls have room; where there are very many, a part of them by chance.
 local function with_room(model, cost, chance)
   local count, from = redis.call('ZCOUNT', k_rooms(model), cost, '+inf'), 0
   if count > MOST then from = tonumber(string.sub(redis.sha1hex(chance), 17, 24), 16) % (count - MOST + 1) end
