@@ -4,6 +4,7 @@ Never here: which settings exist and what they mean (settings.py).
 """
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -108,6 +109,8 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 def _as_text(value: Any) -> str:
     if isinstance(value, Mapping):
+        if any(isinstance(part, BaseModel) for part in value.values()):
+            return json.dumps({name: part.model_dump(mode="json", exclude_unset=True) for name, part in value.items()})
         return ",".join(f"{name}={part}" for name, part in value.items())
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
@@ -130,7 +133,10 @@ def shown(key: str, value: Any) -> Any:
     if isinstance(value, str):
         return mask_url(value)
     if isinstance(value, Mapping):
-        return {name: str(part) for name, part in value.items()}
+        return {
+            name: part.model_dump(mode="json", exclude_unset=True) if isinstance(part, BaseModel) else str(part)
+            for name, part in value.items()
+        }
     return str(value) if isinstance(value, Path) else value
 
 
@@ -238,6 +244,11 @@ def _read_secret(name: str, path: str, origin: Origin) -> str:
 def _from_text(field: FieldInfo, text: str) -> Any:
     """What a text means for a field: lists and name=value pairs are split at commas and lines, words of a choice are taken in
     any case."""
+    if get_origin(field.annotation) is Mapping and text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
     if get_origin(field.annotation) is Mapping:
         pairs = [part.partition("=") for part in re.split(r"[,\n]", text) if part.strip()]
         return {name.strip(): value.strip() for name, _, value in pairs}

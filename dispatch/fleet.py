@@ -11,6 +11,8 @@ from dispatch import keys
 from dispatch.messages import decode, encode
 from dispatch.reports import Heartbeat, ModelCard, TokenizerFiles
 
+_DRAINS_TTL_S = 86_400
+
 
 class Fleet:
     """The fleet as Redis knows it."""
@@ -99,3 +101,26 @@ class Fleet:
         """Stored tokenizer files, or None."""
         stored = await self._redis.get(keys.tokenizer(sha256))
         return None if stored is None else decode(stored, TokenizerFiles, keys.tokenizer(sha256))
+
+    # ---- drains
+
+    async def ask_to_drain(self, *names: str, now_ms: int) -> None:
+        """Ask workers, by worker or launch id, to take nothing new. They finish what they hold and stay until they are ended."""
+        if names:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.hset(keys.DRAINS, mapping=dict.fromkeys(names, now_ms))
+                pipe.expire(keys.DRAINS, _DRAINS_TTL_S)
+                await pipe.execute()
+
+    async def take_back_drain(self, *names: str) -> None:
+        """They are needed again, or gone."""
+        if names:
+            await self._redis.hdel(keys.DRAINS, *names)
+
+    async def drains(self) -> dict[str, int]:
+        """All that were asked, and when (ms)."""
+        return {name.decode(): int(at) for name, at in (await self._redis.hgetall(keys.DRAINS)).items()}
+
+    async def is_asked_to_drain(self, *names: str) -> bool:
+        """Whether one of these was asked."""
+        return any(await self._redis.hmget(keys.DRAINS, *names))

@@ -40,6 +40,15 @@ workers                            zset    worker id -> last beat, ms           
 model:<name>                       string  ModelCard, JSON                              none (a model)
 models                             set     names of model cards                         none
 tokenizer:<sha256>                 string  TokenizerFiles, JSON                         none (a model)
+drains                             hash    worker or launch id -> when it was asked, ms 1 day          autoscaler, people / worker
+{scale}:leader:<group>             hash    who leads that group, its epoch, until when  none (a group) lead / all
+{scale}:orders:<group>             string  Orders, JSON: the desired state              none (a group) order / agents
+{scale}:status                     hash    pool -> PoolStatus, JSON                     none           order / gateways
+{scale}:log                        stream  decisions, capped                            capped         order / gateways
+{scale}:overrides                  hash    pool -> PoolOverride, JSON                   none           people / autoscaler
+{scale}:host:<host>                string  HostReport, JSON                             report TTL     agent / autoscaler
+{scale}:hosts                      set     hosts with an agent                          swept by readers
+{scale}:starts:<pool>              list    the last cold starts, ms                     30 days        autoscaler / autoscaler
 """
 
 import re
@@ -208,3 +217,30 @@ def tokenizer(sha256: str) -> str:
 def lengths(model: str) -> str:
     """The key of what was learned of a model's answers."""
     return f"lengths:{check_model_name(model)}"
+
+
+DRAINS = "drains"
+SCALE_STATUS = "{scale}:status"
+SCALE_LOG = "{scale}:log"
+SCALE_OVERRIDES = "{scale}:overrides"
+SCALE_HOSTS = "{scale}:hosts"
+
+
+def scale_leader(group: str) -> str:
+    """The key of who leads a group of pools."""
+    return f"{{scale}}:leader:{group}"
+
+
+def scale_orders(group: str) -> str:
+    """The key of a group's desired state."""
+    return f"{{scale}}:orders:{group}"
+
+
+def scale_host(host: str) -> str:
+    """The key of a host's report."""
+    return f"{{scale}}:host:{host}"
+
+
+def scale_starts(pool: str) -> str:
+    """The key of what was learned of a pool's cold starts."""
+    return f"{{scale}}:starts:{pool}"

@@ -82,6 +82,8 @@ class Heartbeat:
     prefill_weight: float = 0.0
     waiting: int = 0
     room: RoomStatus | None = None
+    pool: str = ""
+    launch: str = ""  # of which order it is; the same over its incarnations
     v: int = SCHEMA_VERSION
 
 

@@ -36,6 +36,26 @@ class Durability(StrEnum):
     REPLICATED = "replicated"
 
 
+class Launcher(StrEnum):
+    """Who starts and ends workers."""
+
+    LOCAL = "local"
+    AGENTS = "agents"
+    DOCKER = "docker"
+    KUBERNETES = "kubernetes"
+    EXEC = "exec"
+
+
+class ScalingPolicy(StrEnum):
+    """What may ask for workers. autoscaler/policy.py has what each asks for."""
+
+    QUEUE_DELAY = "queue_delay"
+    REQUEST_COUNT = "request_count"
+    UTILISATION = "utilisation"
+    LATENCY = "latency"
+
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
 
@@ -160,6 +180,8 @@ class WorkerSettings(_Section):
     sim_speed: float = Field(1.0, gt=0, description="sim engine: times faster than that GPU; inf: instant")
     upstream_url: str | None = Field(None, description="upstream engine: base URL of an OpenAI-compatible server, with /v1")
     upstream_api_key: SecretStr | None = Field(None, description="upstream engine: its API key")
+    pool: str = Field("", description="the pool it was started for; set by launchers")
+    launch: str = Field("", description="the order it was started for; set by launchers")
 
     @field_validator("served_name")
     @classmethod
@@ -168,6 +190,76 @@ class WorkerSettings(_Section):
             return name and check_model_name(name)
         except PenstockError as error:
             raise ValueError(f"it can be no model's name; {error.hint[:1].lower()}{error.hint[1:-1]}") from error
+
+
+class PoolSettings(_Section):
+    """One pool: the workers of one model that are scaled together."""
+
+    model: str | None = Field(None, description="what its workers run; default: worker.model")
+    launcher: Launcher | None = Field(None, description="who starts its workers; default: autoscaler.launcher")
+    min: int = Field(0, ge=0, le=10_000, description="least workers")
+    max: int = Field(1, ge=0, le=10_000, description="most workers")
+    initial: int = Field(0, ge=0, le=10_000, description="workers to start with, until they were idle for idle_timeout_s")
+    policies: tuple[ScalingPolicy, ...] = Field(
+        (ScalingPolicy.QUEUE_DELAY,), description="what asks for workers; the largest wish counts"
+    )
+    target_s: float = Field(5.0, gt=0, description="queue_delay: how long a request should wait at most")
+    requests_per_worker: float = Field(
+        8.0, gt=0, description="request_count: requests, waiting or running, a worker is there for"
+    )
+    utilisation: float = Field(0.8, gt=0, le=1, description="utilisation: the share of a GPU, or of its memory, that is enough")
+    ttft_s: float = Field(2.0, gt=0, description="latency: p95 of the time to the first token that is still good")
+    up_window_s: float = Field(0.0, ge=0, description="go up only to the least wish of this long")
+    down_window_s: float = Field(60.0, ge=0, description="go down only to the peak wish of this long")
+    step_up: int = Field(0, ge=0, description="most workers more at once; 0: any number")
+    step_down: int = Field(0, ge=0, description="most workers fewer at once; 0: any number")
+    idle_timeout_s: float = Field(300.0, ge=0, description="idle for this long, the pool goes to its min")
+    floors: tuple[str, ...] = Field((), description='least workers by the clock (UTC), like "mon-fri 08:00-18:00 2"')
+    need_bytes: int = Field(0, ge=0, description="GPU memory a worker needs to start; 0: not known")
+    worker: Mapping[str, str] = Field({}, description="worker settings of this pool, like engine=sim,sim_gpu=A100")
+
+
+class AutoscalerSettings(_Section):
+    """The autoscaler, its launchers and the host agents."""
+
+    group: str = Field("main", pattern=_NAME, description="autoscalers of one group share its pools; one of them leads")
+    launcher: Launcher = Field(Launcher.AGENTS, description="who starts workers, where a pool does not say: agents, docker, ...")
+    tick_s: float = Field(1.0, gt=0, description="time between two decisions")
+    lease_s: float = Field(5.0, gt=0, description="a leader not heard of for this long is replaced")
+    dry_run: bool = Field(False, description="decide and record, and change nothing")
+    port: int | None = Field(None, ge=0, le=65535, description="port of /livez, /readyz and /metrics on 127.0.0.1; default: none")
+    pools: Mapping[str, PoolSettings] = Field({}, description="the pools by name; in TOML [autoscaler.pools.NAME], else JSON")
+    history: int = Field(10_000, ge=100, description="decisions that are kept")
+    kill_after_s: float = Field(10.0, gt=0, description="a worker told to end is killed so long after its drain should be over")
+    script: str | None = Field(None, description="exec launcher: the program it calls, JSON in and out")
+    image: str = Field("penstock-worker", description="docker launcher: the image of its workers")
+    docker_host: str = Field("unix:///var/run/docker.sock", description="docker launcher: the engine's API, unix:// or http://")
+    docker_network: str | None = Field(None, description="docker launcher: the network its workers join")
+    deployment: str | None = Field(None, description="kubernetes launcher: the Deployment of its workers, namespace/name")
+    kubernetes_url: str | None = Field(None, description="kubernetes launcher: the API; default: the one of this pod's cluster")
+
+
+class AgentSettings(_Section):
+    """The agent on a GPU host."""
+
+    host: str | None = Field(None, pattern=_NAME, description="this host's name; default: what the machine calls itself")
+    group: str = Field("main", pattern=_NAME, description="the autoscaler group whose orders it carries out")
+    poll_s: float = Field(10.0, gt=0, description="it looks at its orders by itself this often, also if nobody rings")
+    report_s: float = Field(1.0, gt=0, description="time between its reports")
+    max_workers: int | None = Field(None, ge=0, description="most workers here; default: what GPU memory allows, on CPU one")
+    rq_url: str | None = Field(None, description="Redis of the bell and of webhooks; default: redis.url")
+    secret: SecretStr | None = Field(None, description="signs the bell; the same for autoscaler, gateways and agents")
+    webhooks: bool = Field(True, description="deliver webhooks, too")
+    state_dir: Path | None = Field(None, description="what it must find again after a restart; default: ~/.local/state/penstock")
+
+
+class WebhookSettings(_Section):
+    """Webhooks on endings."""
+
+    secret: SecretStr | None = Field(None, description="signs webhooks, whsec_<base64>; without it none is taken")
+    allow_private: bool = Field(False, description="webhooks may go to private, loopback and link-local addresses; for tests")
+    tries: int = Field(8, ge=1, le=50, description="tries before a webhook is given up")
+    timeout_s: float = Field(5.0, gt=0, le=60, description="how long one try may take")
 
 
 class LogSettings(_Section):
@@ -188,6 +280,9 @@ class Settings(_Section):
     gateway: GatewaySettings = GatewaySettings()
     queue: QueueSettings = QueueSettings()
     worker: WorkerSettings = WorkerSettings()
+    autoscaler: AutoscalerSettings = AutoscalerSettings()
+    agent: AgentSettings = AgentSettings()
+    webhook: WebhookSettings = WebhookSettings()
     log: LogSettings = LogSettings()
 
     @field_validator("api_keys")

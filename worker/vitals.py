@@ -78,6 +78,8 @@ class Vitals:
             prefill_weight=speeds.prefill_weight if speeds else 0.0,
             waiting=speeds.waiting if speeds else 0,
             room=self._measured.room(info, holdings, cautious=held.is_cautious) if info else None,
+            pool=self._settings.pool,
+            launch=self._settings.launch,
         )
 
 

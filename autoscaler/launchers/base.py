@@ -3,11 +3,11 @@
 Never here: how many workers there should be (policy), how a process or container is made (one file a launcher).
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from dispatch.settings import Settings
+from dispatch.scaling import LaunchReport, Orders
 
 _FIRST_DELAY_S = 0.5
 _LONGEST_DELAY_S = 30.0
@@ -39,18 +39,31 @@ class Exit:
 
 
 class Launcher(Protocol):
-    """Starts and ends workers in one place. Workers end on their own, too: `exits` tells of each one, wanted or not."""
+    """Carries out orders in one place. Level-triggered: `apply` is told all that should be, again and again.
 
-    async def launch(self, name: str, settings: Settings) -> Launched:
-        """Start a worker of these settings."""
+    `names_itself`: it gives its workers names of its own (a Deployment's pods); their heartbeats carry those as launch ids, and
+    `reports` is then the list of what runs.
+    """
+
+    names_itself: bool
+
+    async def apply(self, orders: Orders) -> None:
+        """Start what is missing, end what is not named (a drain first, bounded; then a kill). Returns soon; may be repeated.
+
+        Orders of an older epoch than the last ones are refused. Raises PenstockError when the place cannot be reached.
+        """
         ...
 
-    async def retire(self, name: str, *, drain_timeout_s: float) -> None:
-        """Let it finish what it holds, at most this long; returns when it is gone."""
+    async def reports(self) -> Mapping[str, LaunchReport]:
+        """What it knows of each launch, by id; also of those that are to go. Raises PenstockError as `apply` does."""
         ...
 
-    def exits(self) -> AsyncIterator[Exit]:
-        """Every end of a worker, as it happens."""
+    async def unplaceable(self, pool: str, need_bytes: int) -> str:
+        """Why one more worker of that pool could not be placed now, for people; "" if it could, or nobody knows."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections. What runs goes on, unless it is bound to this process."""
         ...
 
 

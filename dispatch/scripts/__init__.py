@@ -1,4 +1,5 @@
-"""The scripts: one .lua file a transition, put together from `lib/`, and called by name. Only `dispatch/queue.py` calls them.
+"""The scripts: one .lua file a transition, put together from `lib/`, and called by name. Only `dispatch/queue.py` calls them,
+and `dispatch/scale_store.py` the autoscaler's.
 
 A script states its contract above itself: `-- use:` names the library files it stands on, `-- args:` its arguments.
 Named Lua locals are made from both, so no body says ARGV[7]; the numbers of rules and scores are locals in capitals.
@@ -38,6 +39,9 @@ NAMES = (
     "pause",
 )
 
+SCALE_NAMES = ("lead", "resign", "order")
+"""The autoscaler's: they stand on a group's leader (`lib/scale.lua`), know no rules and are called by scale_store.py."""
+
 _SCORES = (
     "CANDIDATES",
     "WAIT_GROWTH",
@@ -63,7 +67,7 @@ class Script:
     async def __call__(
         self, redis: Batched, key: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes
     ) -> Any:
-        """Run it on the shard whose timers are `key`. Loads it where the server has forgotten it."""
+        """Run it on the shard whose timers are `key`, or on a group's leader. Loads it where the server has forgotten it."""
         if rest and not self._takes_rest:
             raise TypeError(f"{self.name}.lua takes no further arguments")
         arguments = [values.pop(name) for name in self._args]
@@ -86,8 +90,11 @@ def _header(name: str, body: str, word: str) -> tuple[str, ...]:
     return tuple(found.group(1).split())
 
 
-def compose(name: str, rules: QueueRules, *, edit: Mapping[str, tuple[str, str]] | None = None) -> Script:
-    """The script `name` under `rules`. `edit` {file: (old, new)} plants a bug, for the tests that prove it is caught."""
+def compose(name: str, rules: QueueRules | None, *, edit: Mapping[str, tuple[str, str]] | None = None) -> Script:
+    """The script `name` under `rules` (None: one of the autoscaler's).
+
+    `edit` {file: (old, new)} plants a bug, for the tests that prove it is caught.
+    """
 
     def text(file: str) -> str:
         source = _read(file)
@@ -106,7 +113,7 @@ def compose(name: str, rules: QueueRules, *, edit: Mapping[str, tuple[str, str]]
     takes_rest = args[-1] == "..."
     args = args[:-1] if takes_rest else args
     parts = [shebang]
-    numbers = {**dataclasses.asdict(rules), **{name: getattr(scores, name) for name in _SCORES}}
+    numbers = {**dataclasses.asdict(rules), **{name: getattr(scores, name) for name in _SCORES}} if rules else {}
     parts += [f"local {field.upper()} = {value!r}" for field, value in numbers.items()]
     parts += [f"local {arg} = ARGV[{n}]" for n, arg in enumerate(args, 1)]
     if takes_rest:
@@ -120,3 +127,9 @@ def compose(name: str, rules: QueueRules, *, edit: Mapping[str, tuple[str, str]]
 def compose_all(rules: QueueRules) -> Mapping[str, Script]:
     """Every script under `rules`, by name."""
     return {name: compose(name, rules) for name in NAMES}
+
+
+@cache
+def compose_scale() -> Mapping[str, Script]:
+    """The autoscaler's scripts, by name."""
+    return {name: compose(name, None) for name in SCALE_NAMES}

@@ -1,0 +1,162 @@
+"""What the autoscaler, its agents and people keep in Redis: who leads, orders, reports, decisions, overrides.
+
+What a leader writes goes through one script that refuses an older epoch. Never here: what is decided, who is started.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from redis.asyncio import Redis
+
+from dispatch import keys
+from dispatch.batching import Batched
+from dispatch.messages import decode, encode
+from dispatch.scaling import DecisionRecord, HostReport, Leadership, Orders, PoolOverride, PoolStatus
+from dispatch.scripts import compose_scale
+
+_STARTS_KEPT = 50
+_STARTS_TTL_S = 30 * 86_400
+_PAGE = 100
+_T = TypeVar("_T")
+
+
+class ScaleStore:
+    """The autoscaler's part of Redis. `now` replaces Redis's clock for tests (ms)."""
+
+    def __init__(self, redis: Redis, *, now: Callable[[], int] | None = None) -> None:
+        # See looking.py: redis-py's reply types are unions that our pinned protocol never needs.
+        self._redis: Any = redis
+        self._batched = Batched(redis)
+        self._now = now
+
+    async def _run(self, name: str, group: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes) -> Any:
+        now = self._now() if self._now else ""
+        return await compose_scale()[name](self._batched, keys.scale_leader(group), rest, now=now, **values)
+
+    # ---- who leads
+
+    async def lead(self, group: str, who: str, ttl_ms: int) -> Leadership:
+        """Take or keep the lease of a group, if nobody else has it."""
+        leader, epoch = await self._run("lead", group, who=who, ttl_ms=ttl_ms)
+        return Leadership(leader.decode(), epoch, leader.decode() == who)
+
+    async def resign(self, group: str, who: str) -> bool:
+        """Leave the lease to the next one at once."""
+        return bool(await self._run("resign", group, who=who))
+
+    async def leader(self, group: str) -> Leadership:
+        """Who leads, or led last: `leads` says whether the lease still stands."""
+        leader, epoch, until = await self._redis.hmget(keys.scale_leader(group), "id", "epoch", "until")
+        return Leadership((leader or b"").decode(), int(epoch or 0), int(until or 0) > await self.now_ms())
+
+    async def now_ms(self) -> int:
+        """Redis's clock."""
+        if self._now:
+            return self._now()
+        seconds, micros = await self._redis.time()
+        return int(seconds * 1000 + micros // 1000)
+
+    # ---- orders and decisions
+
+    async def order(
+        self,
+        leadership: Leadership,
+        group: str,
+        orders: Orders | None,
+        told: Sequence[tuple[PoolStatus, DecisionRecord | None]],
+        *,
+        keep: int,
+    ) -> bool:
+        """Write what one tick decided: all of it, or nothing when another leader has taken over (False)."""
+        rest: list[Any] = []
+        for status, record in told:
+            rest += [status.pool, encode(status), encode(record) if record else ""]
+        reply = await self._run(
+            "order",
+            group,
+            tuple(rest),
+            who=leadership.leader,
+            epoch=leadership.epoch,
+            orders=encode(orders) if orders else "",
+            keep=keep,
+        )
+        return bool(reply == b"ok")
+
+    async def orders(self, group: str) -> Orders:
+        """A group's desired state; of epoch 0 when there is none yet."""
+        stored = await self._redis.get(keys.scale_orders(group))
+        return decode(stored, Orders, keys.scale_orders(group)) if stored else Orders(group, 0)
+
+    async def statuses(self) -> dict[str, PoolStatus]:
+        """The last word on every pool, by name."""
+        found = await self._redis.hgetall(keys.SCALE_STATUS)
+        return _decoded(found, PoolStatus, keys.SCALE_STATUS)
+
+    async def forget_pool(self, pool: str) -> None:
+        """A pool that is no more."""
+        await self._redis.hdel(keys.SCALE_STATUS, pool)
+
+    async def decisions(self, pool: str | None = None, *, before: str = "") -> AsyncIterator[tuple[str, DecisionRecord]]:
+        """Entry id and decision, newest first; `before` goes on from an entry (exclusive)."""
+        upper = f"({before}" if before else "+"
+        while page := await self._redis.xrevrange(keys.SCALE_LOG, upper, "-", count=_PAGE):
+            for raw_id, fields in page:
+                if pool is None or fields.get(b"pool") == pool.encode():
+                    yield raw_id.decode(), decode(fields.get(b"d", b""), DecisionRecord, keys.SCALE_LOG)
+            upper = f"({page[-1][0].decode()}"
+
+    # ---- what people set
+
+    async def overrides(self) -> dict[str, PoolOverride]:
+        """By pool."""
+        found = await self._redis.hgetall(keys.SCALE_OVERRIDES)
+        return _decoded(found, PoolOverride, keys.SCALE_OVERRIDES)
+
+    async def override(self, pool: str, value: PoolOverride | None) -> None:
+        """Set it whole; None: as in the settings again."""
+        if value is None or value == PoolOverride():
+            await self._redis.hdel(keys.SCALE_OVERRIDES, pool)
+        else:
+            await self._redis.hset(keys.SCALE_OVERRIDES, pool, encode(value))
+
+    # ---- hosts
+
+    async def announce(self, report: HostReport, ttl_ms: int) -> None:
+        """What an agent says of its host."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.set(keys.scale_host(report.host), encode(report), px=ttl_ms)
+            pipe.sadd(keys.SCALE_HOSTS, report.host)
+            await pipe.execute()
+
+    async def withdraw(self, host: str) -> None:
+        """An agent's last word."""
+        await self._redis.delete(keys.scale_host(host))
+
+    async def hosts(self) -> list[HostReport]:
+        """Every host whose report stands, by name; forgets the others."""
+        names = sorted(n.decode() for n in await self._redis.smembers(keys.SCALE_HOSTS))
+        if not names:
+            return []
+        found = await self._redis.mget([keys.scale_host(n) for n in names])
+        gone = [n for n, stored in zip(names, found, strict=True) if stored is None]
+        if gone:
+            await self._redis.srem(keys.SCALE_HOSTS, *gone)
+        return [decode(s, HostReport, keys.scale_host(n)) for n, s in zip(names, found, strict=True) if s is not None]
+
+    # ---- cold starts
+
+    async def note_start(self, pool: str, took_ms: int) -> None:
+        """A worker of that pool was ready so long after it was ordered."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.lpush(keys.scale_starts(pool), took_ms)
+            pipe.ltrim(keys.scale_starts(pool), 0, _STARTS_KEPT - 1)
+            pipe.expire(keys.scale_starts(pool), _STARTS_TTL_S)
+            await pipe.execute()
+
+    async def starts(self, pool: str) -> list[int]:
+        """The last cold starts, newest first (ms)."""
+        return [int(n) for n in await self._redis.lrange(keys.scale_starts(pool), 0, -1)]
+
+
+def _decoded(found: Mapping[bytes, bytes], kind: type[_T], what: str) -> dict[str, _T]:
+    return {name.decode(): decode(stored, kind, f"{what} {name.decode()}") for name, stored in sorted(found.items())}

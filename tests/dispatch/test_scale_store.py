@@ -1,0 +1,128 @@
+"""Who leads a group of pools, and that nobody else's orders are written."""
+
+import pytest
+from redis.asyncio import Redis
+
+from dispatch.errors import PenstockError
+from dispatch.fleet import Fleet
+from dispatch.scale_store import ScaleStore
+from dispatch.scaling import Action, DecisionRecord, HostReport, Launch, Orders, PoolOrders, PoolOverride, PoolStatus
+
+TTL_MS = 5_000
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ms = 1_000_000
+
+    def __call__(self) -> int:
+        return self.ms
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(redis: Redis, clock: Clock) -> ScaleStore:
+    return ScaleStore(redis, now=clock)
+
+
+def decided(pool: str, to: int = 1, at_ms: int = 0) -> tuple[PoolStatus, DecisionRecord]:
+    record = DecisionRecord(at_ms, pool, "m", Action.UP, 0, to, float(to), (0, 4), "queue_delay", "waits")
+    return PoolStatus(pool, "m", "main", "local", "as-1", record), record
+
+
+async def test_one_leads_and_keeps_leading(store: ScaleStore, clock: Clock) -> None:
+    first = await store.lead("main", "as-1", TTL_MS)
+    assert (first.leader, first.epoch, first.leads) == ("as-1", 1, True)
+    assert not (await store.lead("main", "as-2", TTL_MS)).leads
+    clock.ms += TTL_MS - 1
+    assert (await store.lead("main", "as-1", TTL_MS)).epoch == 1
+    clock.ms += TTL_MS - 1
+    assert not (await store.lead("main", "as-2", TTL_MS)).leads
+
+
+async def test_a_lease_that_is_over_gives_a_new_epoch_to_whoever_comes(store: ScaleStore, clock: Clock) -> None:
+    await store.lead("main", "as-1", TTL_MS)
+    clock.ms += TTL_MS
+    assert (await store.lead("main", "as-1", TTL_MS)).epoch == 2, "somebody may have led in between"
+    clock.ms += TTL_MS
+    other = await store.lead("main", "as-2", TTL_MS)
+    assert (other.leads, other.epoch) == (True, 3)
+
+
+async def test_groups_lead_themselves(store: ScaleStore) -> None:
+    assert (await store.lead("main", "as-1", TTL_MS)).leads
+    assert (await store.lead("other", "as-2", TTL_MS)).leads
+
+
+async def test_who_resigns_is_followed_at_once(store: ScaleStore) -> None:
+    await store.lead("main", "as-1", TTL_MS)
+    assert not await store.resign("main", "as-2")
+    assert await store.resign("main", "as-1")
+    assert not (await store.leader("main")).leads
+    following = await store.lead("main", "as-2", TTL_MS)
+    assert (following.leads, following.epoch) == (True, 2)
+
+
+async def test_orders_of_an_older_epoch_are_refused_whole(store: ScaleStore, clock: Clock) -> None:
+    old = await store.lead("main", "as-1", TTL_MS)
+    orders = Orders("main", old.epoch, (PoolOrders("p", "m", (Launch("l-1", "p"),)),))
+    assert await store.order(old, "main", orders, [decided("p")], keep=100)
+    clock.ms += TTL_MS
+    new = await store.lead("main", "as-2", TTL_MS)
+    assert not await store.order(old, "main", Orders("main", old.epoch), [decided("p", to=9)], keep=100)
+    assert await store.orders("main") == orders
+    assert (await store.statuses())["p"].decided.to_workers == 1
+    assert [d.to_workers async for _, d in store.decisions("p")] == [1]
+    assert await store.order(new, "main", Orders("main", new.epoch), [], keep=100)
+    assert (await store.orders("main")).epoch == 2
+
+
+async def test_a_leader_whose_lease_is_over_orders_nothing_even_if_nobody_followed(store: ScaleStore, clock: Clock) -> None:
+    leads = await store.lead("main", "as-1", TTL_MS)
+    clock.ms += TTL_MS
+    assert not await store.order(leads, "main", Orders("main", 1), [], keep=100)
+
+
+async def test_decisions_are_listed_newest_first_by_pool_and_capped(store: ScaleStore) -> None:
+    leads = await store.lead("main", "as-1", TTL_MS)
+    for n in range(300):
+        assert await store.order(leads, "main", None, [decided("p" if n % 2 else "q", to=n)], keep=100)
+    of_p = [d.to_workers async for _, d in store.decisions("p")]
+    assert of_p[:3] == [299, 297, 295]
+    assert 100 <= len([1 async for _ in store.decisions()]) < 300
+    entry = [i async for i, _ in store.decisions()][10]
+    older = [d.to_workers async for _, d in store.decisions(before=entry)]
+    assert older[0] == 288
+
+
+async def test_hosts_and_overrides_and_starts(store: ScaleStore, redis: Redis) -> None:
+    await store.announce(HostReport("a", "agent-1", 5), 60_000)
+    await store.announce(HostReport("b", "agent-2", 5), 60_000)
+    await store.withdraw("b")
+    assert [h.host for h in await store.hosts()] == ["a"]
+    await store.override("p", PoolOverride(max=3))
+    await store.override("q", PoolOverride(paused=True))
+    await store.override("q", None)
+    assert await store.overrides() == {"p": PoolOverride(max=3)}
+    for ms in range(60):
+        await store.note_start("p", ms)
+    assert await store.starts("p") == list(range(59, 9, -1))
+
+
+async def test_what_others_wrote_is_named(store: ScaleStore, redis: Redis) -> None:
+    await redis.set("{scale}:orders:main", b"nonsense")
+    with pytest.raises(PenstockError, match=r"\{scale\}:orders:main"):
+        await store.orders("main")
+
+
+async def test_drains_are_asked_for_and_taken_back(redis: Redis) -> None:
+    fleet = Fleet(redis)
+    await fleet.ask_to_drain("w-1", "l-2", now_ms=7)
+    assert await fleet.is_asked_to_drain("w-9", "l-2")
+    assert not await fleet.is_asked_to_drain("w-9", "l-9")
+    await fleet.take_back_drain("l-2")
+    assert await fleet.drains() == {"w-1": 7}
