@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from enum import Enum
 
@@ -108,7 +108,7 @@ class Heart:
         offer: Callable[[], Offer | None],
         on_barred: Callable[[str], None],
         on_return: Callable[[], None],
-        learn: Callable[[], Awaitable[None]],
+        besides: Sequence[Callable[[], Awaitable[None]]],
         every_s: float,
         ttl_s: float,
     ) -> None:
@@ -120,7 +120,7 @@ class Heart:
         self._offer = offer
         self._on_barred = on_barred
         self._on_return = on_return
-        self._learn = learn
+        self._besides = besides
         self._every_s = every_s
         self._ttl_ms = int(ttl_s * 1000)
         self._complaint = Complaint("beat")
@@ -157,7 +157,7 @@ class Heart:
             self._tell(),
             self._renew() if pace is not Pace.HUNG else _nothing(),
             self._park(pace is Pace.STEADY),
-            self._learn(),
+            *(each() for each in self._besides),
             return_exceptions=True,
         )
         failed = next((r for r in results if isinstance(r, BaseException)), None)

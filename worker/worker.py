@@ -21,6 +21,7 @@ from dispatch.settings import Settings
 from dispatch.states import WorkerState
 from dispatch.tasks import cancelled
 from worker.admission import holds_at_once, needed
+from worker.asked import AskedToDrain
 from worker.burial import LAST_TRY_S, abandon, last_try, suspects_of
 from worker.engine_room import EngineRoom, NoEngine
 from worker.engines.base import Engine
@@ -97,6 +98,7 @@ class Worker:
             on_ended=self._learned.ended,
             around=Beside(self._held, largest_tokens=self._largest_tokens, before_move=lambda: self._heart.park_now()),
         )
+        self._asked = AskedToDrain(fleet, lambda: (self.id, self._settings.launch), self._drain_or_not)
         self._steps = Steps(self._count_steps, self._see_hung, longest_gap_s=2 * self._settings.heartbeat_s)
         self._heart = Heart(
             queue,
@@ -107,7 +109,7 @@ class Worker:
             offer=self._offer,
             on_barred=self._new_incarnation,
             on_return=lambda: self._spawn(self._publish()),
-            learn=self._learn,
+            besides=(self._learn, self._asked.look),
             every_s=self._settings.heartbeat_s,
             ttl_s=self._settings.heartbeat_ttl_s,
         )
@@ -168,7 +170,7 @@ class Worker:
         except PenstockError as error:
             raise NoEngine("The model's card cannot be published.", error.message, error.hint) from error
         if not self._draining.is_set() and not life.died.done():
-            self.state, self._intake.accepting = WorkerState.READY, True
+            self._take_or_not()
             if sick is not None:
                 self._quarantine(sick)
             await self._heart.beat()
@@ -195,13 +197,25 @@ class Worker:
 
     async def _watch_health(self, life: Life) -> None:
         """While it works well."""
-        if self.state is WorkerState.READY:
+        if self.state is not WorkerState.QUARANTINED:
             sick = await self._health.watch(life.engine)
             if not sick.garbage:
                 life.see_dead(Death(sick.why, own_fault=False, hung=True))
-            elif self.state is WorkerState.READY:
+            elif not self._draining.is_set():
                 self._quarantine(sick)
                 await self._heart.beat()
+
+    def _take_or_not(self) -> None:
+        """Ready, or draining where somebody asked it to: that can be taken back."""
+        self.state = WorkerState.DRAINING if self._asked.asked else WorkerState.READY
+        self._intake.accepting = not self._asked.asked
+
+    def _drain_or_not(self) -> None:
+        life = self._life
+        if life is None or self._draining.is_set() or self.state not in (WorkerState.READY, WorkerState.DRAINING):
+            return  # it looks again when it is ready
+        self._take_or_not()
+        self._spawn(self._heart.park_now())
 
     def _quarantine(self, sick: Sick) -> None:
         """What this engine says is wrong, and so would a new one's be on this device. People must look at it."""
