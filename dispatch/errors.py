@@ -33,6 +33,7 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "invalid_event_id": ErrorKind(400, Fault.CLIENT, False, "The event id to resume from is not one of ours"),
     "unauthorized": ErrorKind(401, Fault.CLIENT, False, "No valid API key"),
     "model_not_found": ErrorKind(404, Fault.CLIENT, False, "No such model"),
+    "pool_not_found": ErrorKind(404, Fault.CLIENT, False, "No such pool"),
     "request_not_found": ErrorKind(404, Fault.CLIENT, False, "No such request"),
     "not_found": ErrorKind(404, Fault.CLIENT, False, "No such page"),
     "method_not_allowed": ErrorKind(405, Fault.CLIENT, False, "This page does not take that method"),

@@ -45,6 +45,7 @@ drains                             hash    worker or launch id -> when it was as
 {scale}:orders:<group>             string  Orders, JSON: the desired state              none (a group) order / agents
 {scale}:status                     hash    pool -> PoolStatus, JSON                     none           order / gateways
 {scale}:log                        stream  decisions, capped                            capped         order / gateways
+{scale}:counts                     hash    `<pool> <action>` -> how many such decisions  none           order / gateways
 {scale}:overrides                  hash    pool -> PoolOverride, JSON                   none           people / autoscaler
 {scale}:host:<host>                string  HostReport, JSON                             report TTL     agent / autoscaler
 {scale}:hosts                      set     hosts with an agent                          swept by readers
@@ -222,6 +223,7 @@ def lengths(model: str) -> str:
 DRAINS = "drains"
 SCALE_STATUS = "{scale}:status"
 SCALE_LOG = "{scale}:log"
+SCALE_COUNTS = "{scale}:counts"
 SCALE_OVERRIDES = "{scale}:overrides"
 SCALE_HOSTS = "{scale}:hosts"
 

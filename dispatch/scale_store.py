@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from dispatch import keys
 from dispatch.batching import Batched
 from dispatch.messages import decode, encode
-from dispatch.scaling import DecisionRecord, HostReport, Leadership, Orders, PoolOverride, PoolStatus
+from dispatch.scaling import Action, DecisionRecord, HostReport, Leadership, Orders, PoolOverride, PoolStatus
 from dispatch.scripts import compose_scale
 
 _STARTS_KEPT = 50
@@ -67,10 +67,13 @@ class ScaleStore:
         *,
         keep: int,
     ) -> bool:
-        """Write what one tick decided: all of it, or nothing when another leader has taken over (False)."""
+        """Write what one tick decided: all of it, or nothing when another leader has taken over (False).
+
+        Each pool told of counts as one decision; its record is None where the log says the same already.
+        """
         rest: list[Any] = []
         for status, record in told:
-            rest += [status.pool, encode(status), encode(record) if record else ""]
+            rest += [status.pool, status.decided.action.value, encode(status), encode(record) if record else ""]
         reply = await self._run(
             "order",
             group,
@@ -92,9 +95,17 @@ class ScaleStore:
         found = await self._redis.hgetall(keys.SCALE_STATUS)
         return _decoded(found, PoolStatus, keys.SCALE_STATUS)
 
+    async def counts(self) -> dict[tuple[str, str], int]:
+        """How many decisions there were, by pool and action."""
+        found = await self._redis.hgetall(keys.SCALE_COUNTS)
+        return {(pool, action): int(n) for name, n in found.items() for pool, _, action in [name.decode().rpartition(" ")]}
+
     async def forget_pool(self, pool: str) -> None:
         """A pool that is no more."""
-        await self._redis.hdel(keys.SCALE_STATUS, pool)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hdel(keys.SCALE_STATUS, pool)
+            pipe.hdel(keys.SCALE_COUNTS, *(f"{pool} {action}" for action in Action))
+            await pipe.execute()
 
     async def decisions(self, pool: str | None = None, *, before: str = "") -> AsyncIterator[tuple[str, DecisionRecord]]:
         """Entry id and decision, newest first; `before` goes on from an entry (exclusive)."""
@@ -118,6 +129,22 @@ class ScaleStore:
             await self._redis.hdel(keys.SCALE_OVERRIDES, pool)
         else:
             await self._redis.hset(keys.SCALE_OVERRIDES, pool, encode(value))
+
+    async def change_override(self, pool: str, change: Callable[[PoolOverride], PoolOverride]) -> PoolOverride | None:
+        """Set what `change` makes of what stands, and return it: two people at once do not undo each other."""
+
+        async def store(pipe: Any) -> PoolOverride:
+            stored = await pipe.hget(keys.SCALE_OVERRIDES, pool)
+            new = change(decode(stored, PoolOverride, keys.SCALE_OVERRIDES) if stored else PoolOverride())
+            pipe.multi()
+            if new == PoolOverride():
+                pipe.hdel(keys.SCALE_OVERRIDES, pool)
+            else:
+                pipe.hset(keys.SCALE_OVERRIDES, pool, encode(new))
+            return new
+
+        new: PoolOverride = await self._redis.transaction(store, keys.SCALE_OVERRIDES, value_from_callable=True)
+        return None if new == PoolOverride() else new
 
     # ---- hosts
 

@@ -1,5 +1,8 @@
 """Who leads a group of pools, and that nobody else's orders are written."""
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 from redis.asyncio import Redis
 
@@ -97,6 +100,31 @@ async def test_decisions_are_listed_newest_first_by_pool_and_capped(store: Scale
     entry = [i async for i, _ in store.decisions()][10]
     older = [d.to_workers async for _, d in store.decisions(before=entry)]
     assert older[0] == 288
+
+
+async def test_decisions_are_counted_also_those_that_are_not_logged(store: ScaleStore, clock: Clock) -> None:
+    leads = await store.lead("main", "as-1", TTL_MS)
+    up, record = decided("p q")
+    hold = replace(up, decided=replace(record, action=Action.HOLD))
+    await store.order(leads, "main", None, [(up, record), decided("q")], keep=100)
+    await store.order(leads, "main", None, [(hold, None)], keep=100)
+    await store.order(leads, "main", None, [(hold, None)], keep=100)
+    assert await store.counts() == {("p q", "up"): 1, ("p q", "hold"): 2, ("q", "up"): 1}
+    assert len([1 async for _ in store.decisions()]) == 2
+    clock.ms += TTL_MS
+    await store.lead("main", "as-2", TTL_MS)
+    assert not await store.order(leads, "main", None, [(up, record)], keep=100)
+    assert (await store.counts())["p q", "up"] == 1, "what is refused is not counted"
+    await store.forget_pool("p q")
+    assert await store.counts() == {("q", "up"): 1} and list(await store.statuses()) == ["q"]
+
+
+async def test_two_people_at_once_do_not_undo_each_other(store: ScaleStore) -> None:
+    changes = [{"min": 1}, {"max": 5}, {"target_s": 2.5}, {"paused": True}]
+    await asyncio.gather(*(store.change_override("p", lambda o, c=change: replace(o, **c)) for change in changes))  # type: ignore[misc]
+    assert await store.overrides() == {"p": PoolOverride(1, 5, 2.5, True)}
+    assert await store.change_override("p", lambda _: PoolOverride()) is None
+    assert await store.overrides() == {}
 
 
 async def test_hosts_and_overrides_and_starts(store: ScaleStore, redis: Redis) -> None:

@@ -3,6 +3,7 @@ local LEADER = KEYS[1]
 local K_ORDERS = '{scale}:orders:' .. string.sub(LEADER, #'{scale}:leader:' + 1)
 local K_LOG = '{scale}:log'
 local K_STATUS = '{scale}:status'
+local K_COUNTS = '{scale}:counts'
 
 if now == '' then
   local time = redis.call('TIME')
