@@ -63,6 +63,8 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "unsupported": ErrorKind(400, Fault.CLIENT, False, "This model's engine cannot do that"),
     "bad_setting": ErrorKind(500, Fault.OPERATOR, False, "A setting is not valid"),
     "bad_record": ErrorKind(500, Fault.OPERATOR, False, "A record in Redis cannot be read"),
+    "launcher_failed": ErrorKind(503, Fault.OPERATOR, True, "A launcher could not do what it was asked"),
+    "stale_orders": ErrorKind(409, Fault.OPERATOR, False, "A newer leader has given orders"),
     "internal_error": ErrorKind(500, Fault.SERVER, False, "A bug in Penstock"),
 }
 
