@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from redis import Redis as Blocking
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.retry import Retry as BlockingRetry
+from redis.sentinel import Sentinel
 
 from dispatch.connections import url_arguments
-from dispatch.sentinel import SCHEMES, pool_arguments
+from dispatch.sentinel import SCHEMES, parse_sentinel_url, pool_arguments
 
 BLOCK_MS = 2_000
 """The longest a blocking read may block: the socket timeout must outlast it by far (facts: a longer block hangs or dies)."""
@@ -34,3 +37,25 @@ def connect(url: str, *, max_connections: int = 64) -> Redis:
     arguments = pool_arguments(url) if url.startswith(SCHEMES) else url_arguments(url)
     pool = BlockingConnectionPool(**{**limits, **arguments})
     return Redis.from_pool(pool)  # the pool is its own: closing it closes both
+
+
+def connect_blocking(url: str, *, block_s: float = BLOCK_MS / 1000) -> Blocking:
+    """A client for libraries that block a thread (RQ). `block_s`: the longest they let the server wait for something.
+
+    It retries nothing, as `connect`. Of a Sentinel group it asks for the master with each new connection.
+    """
+    limits: dict[str, Any] = {
+        "socket_timeout": block_s + 10,
+        "socket_connect_timeout": 3,
+        "retry": BlockingRetry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    if not url.startswith(SCHEMES):
+        return Blocking.from_url(url, **limits)
+    parts = parse_sentinel_url(url)
+    access = {"username": parts.username, "password": parts.password, "ssl": parts.tls}
+    group: Any = Sentinel(  # type: ignore[no-untyped-call]
+        list(parts.sentinels), sentinel_kwargs={"password": parts.sentinel_password, "ssl": parts.tls, "socket_timeout": 1.0}
+    )
+    found: Blocking = group.master_for(parts.service, db=parts.db, **access, **limits)
+    return found
