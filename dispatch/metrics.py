@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from dispatch.metrics_scale import ScaleView
 from dispatch.records import QueueStats
 from dispatch.reports import Heartbeat
 from dispatch.states import ENDINGS, WorkerState
@@ -91,6 +92,7 @@ class ClusterView:
     workers: Sequence[Heartbeat]
     now_ms: int
     dead_letters: Mapping[str, int] = field(default_factory=dict)
+    scale: ScaleView = field(default_factory=ScaleView)
 
     def collect(self) -> Iterable[Metric]:
         """The families, as a prometheus collector yields them."""
@@ -100,6 +102,7 @@ class ClusterView:
         yield GaugeMetricFamily("penstock_redis_answer_seconds", "How long its answer to a PING took", value=self.redis_answer_s)
         yield from self._queue_families()
         yield from self._worker_families()
+        yield from self.scale.families()
 
     def _queue_families(self) -> Iterable[Metric]:
         depth = GaugeMetricFamily("penstock_queue_depth", "Requests that wait", labels=["queue", "priority"])

@@ -27,6 +27,7 @@ from dispatch.lengths import Lengths
 from dispatch.metrics import GatewayMetrics
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
+from dispatch.scale_store import ScaleStore
 from dispatch.settings import Settings
 from dispatch.tasks import cancelled
 from gateway.auth import Keys
@@ -34,7 +35,7 @@ from gateway.context import Cards, Gateway
 from gateway.lengths import KnownLengths
 from gateway.problems import for_status, is_our_fault, problem
 from gateway.promises import Promises
-from gateway.routes import dead, explain, openai, ops, queues, requests, workers
+from gateway.routes import dead, explain, openai, ops, queues, requests, scale, workers
 from gateway.streaming import Feed
 from gateway.tokenizing import Tokenizers
 from gateway.watching import Watch
@@ -52,8 +53,8 @@ def build(settings: Settings) -> FastAPI:
     app = FastAPI(title="Penstock", openapi_url=None, docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False)
     app.state.settings = settings
     app.state.keys = Keys(key.get_secret_value() for key in settings.api_keys)
-    for router in (ops.router, requests.router, explain.router, dead.router, queues.router, workers.router, openai.router):
-        app.include_router(router)
+    for page in (ops, requests, explain, dead, queues, workers, scale, openai):
+        app.include_router(page.router)
     app.add_exception_handler(PenstockError, _on_penstock_error)
     app.add_exception_handler(STORE_FAULT, _on_store_fault)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -89,6 +90,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         cards=Cards(fleet),
         tokenizers=Tokenizers(fleet),
         lengths=KnownLengths(Lengths(redis)),
+        scale=ScaleStore(redis),
         metrics=GatewayMetrics(_version()),
         version=_version(),
     )

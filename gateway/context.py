@@ -15,6 +15,7 @@ from dispatch.keys import check_model_name
 from dispatch.metrics import GatewayMetrics
 from dispatch.queue import Queue
 from dispatch.reports import ModelCard
+from dispatch.scale_store import ScaleStore
 from dispatch.settings import Settings
 from gateway.lengths import KnownLengths
 from gateway.promises import Promises
@@ -65,6 +66,7 @@ class Gateway:
     cards: Cards
     tokenizers: Tokenizers
     lengths: KnownLengths
+    scale: ScaleStore
     metrics: GatewayMetrics
     version: str
     draining: bool = False

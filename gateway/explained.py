@@ -14,6 +14,7 @@ from dispatch.records import RequestRecord
 from dispatch.rules import QueueRules
 from dispatch.states import RequestState, shown
 from gateway.explained_words import kept_words, met_words, reason_words, span
+from gateway.scaled import Help
 from gateway.shapes import links
 from gateway.submitting import End
 
@@ -21,14 +22,14 @@ MOST_WORKERS = 50
 """So many workers are told one by one; the others are counted by their reason."""
 
 
-def waiting_document(record: RequestRecord, around: Surroundings, rules: QueueRules) -> dict[str, Any]:
-    """A request that waits in line: for what, behind whom, and why no worker takes it."""
+def waiting_document(record: RequestRecord, around: Surroundings, rules: QueueRules, autoscaler: Help) -> dict[str, Any]:
+    """A request that waits in line: for what, behind whom, why no worker takes it, and what the autoscaler does for it."""
     needs = Needs(record.id, record.cost_tokens, record.crashes > 0, around.paused)
     judged = sorted((judge(needs, w, rules.worker_seen_ms) for w in around.workers), key=_nearest)
     told, rest = judged[:MOST_WORKERS], judged[MOST_WORKERS:]
     free = [each.worker for each in judged if not _is_closed(each)]
     best = max(free, key=lambda w: (w.free_tokens, w.id), default=None)
-    never = _impossible_document(impossible(judged), needs, judged, record.model)
+    never = _impossible_document(_for_ever(impossible(judged), needs, autoscaler), needs, judged, record.model)
     keeper = next((each.worker for each in judged if record.id in (each.worker.pin, each.worker.alone)), None)
     document = _head(record, around.now_ms) | {
         "position": around.position,
@@ -41,9 +42,10 @@ def waiting_document(record: RequestRecord, around: Surroundings, rules: QueueRu
         "workers": [_worker_document(needs, each) for each in told],
         "others": dict(Counter(_code(each) for each in rest)),
         "impossible": never,
-        "expected_start": _start_document(needs, judged, around, never),
+        "expected_start": _start_document(needs, judged, around, never, autoscaler),
+        "autoscaler": autoscaler.documents(),
     }
-    return document | {"summary": _waiting_summary(record, document)}
+    return document | {"summary": _waiting_summary(record, document, autoscaler)}
 
 
 def held_document(record: RequestRecord, now_ms: int) -> dict[str, Any]:
@@ -154,6 +156,13 @@ def _worker_document(needs: Needs, judged: Judged) -> dict[str, Any]:
 # ---- what may come of it
 
 
+def _for_ever(why: Impossible | None, needs: Needs, autoscaler: Help) -> Impossible | None:
+    """What is impossible with the workers there are is not so for ever where the autoscaler may start another one."""
+    if why is not None and autoscaler.may_come(needs.cost_tokens, larger=why is Impossible.TOO_LARGE):
+        return None
+    return why
+
+
 def _impossible_document(why: Impossible | None, needs: Needs, judged: Sequence[Judged], model: str) -> dict[str, Any] | None:
     if why is None:
         return None
@@ -172,7 +181,7 @@ def _impossible_document(why: Impossible | None, needs: Needs, judged: Sequence[
 
 
 def _start_document(
-    needs: Needs, judged: Sequence[Judged], around: Surroundings, never: dict[str, Any] | None
+    needs: Needs, judged: Sequence[Judged], around: Surroundings, never: dict[str, Any] | None, autoscaler: Help
 ) -> dict[str, float | str | None]:
     if never:
         return {"seconds": None, "basis": never["words"]}
@@ -181,7 +190,13 @@ def _start_document(
     found = outlook(needs, judged, around.ahead)
     if found is None:
         counts = ", ".join(f"{n} {code}" for code, n in sorted(Counter(_code(each) for each in judged).items()))
-        return {"seconds": None, "basis": f"no worker takes requests now ({counts})"}
+        nobody = f"no worker takes requests now ({counts or 'none is there'})"
+        ready_s = autoscaler.first_ready_s()
+        if not ready_s:  # none is on its way, nobody knows how long that takes here, or it takes longer than usual
+            return {"seconds": None, "basis": f"{nobody}; {autoscaler.words()}" if autoscaler.pools else nobody}
+        ahead = f", and {around.ahead.tokens:,} tokens wait ahead" if around.ahead.tokens else ""
+        basis = f"at the earliest, as the next worker needs about {ready_s:.1f} s more by what starts took here{ahead}"
+        return {"seconds": round(ready_s, 1), "basis": basis}
     if not found.seconds:
         return {"seconds": 0.0, "basis": f"{found.worker} has room: it is about to take it"}
     basis = (
@@ -191,17 +206,20 @@ def _start_document(
     return {"seconds": round(found.seconds, 1), "basis": basis}
 
 
-def _waiting_summary(record: RequestRecord, document: dict[str, Any]) -> str:
+def _waiting_summary(record: RequestRecord, document: dict[str, Any], autoscaler: Help) -> str:
     place = f"position {document['position']} of {document['backlog']}" if document["position"] else "its place is far back"
     parts = [f"waiting {span(document['age_ms'])} for {record.model!r} ({record.priority}), {place}"]
     if document["impossible"]:
-        return f"{parts[0]}; it cannot start: {document['impossible']['words']}"
+        known = [f"it cannot start: {document['impossible']['words']}", *([autoscaler.words()] if autoscaler.pools else [])]
+        return "; ".join((*parts, *known))
     best = document["best_free"]
     needed = f"it needs {record.cost_tokens:,} tokens"
     parts.append(f"{needed}; most free now: {best['free_tokens']:,} ({best['worker']})" if best else needed)
     if document["paused"]:
         parts.append("the queue is paused")
     seconds = document["expected_start"]["seconds"]
+    if autoscaler.pools and seconds != 0:
+        parts.append(autoscaler.words())
     if seconds is not None:
         parts.append(f"expected start in about {seconds:.1f} s" if seconds else "about to start")
     return "; ".join(parts)

@@ -6,7 +6,7 @@ Never here: reading bodies (bodies.py), prices and contexts (admission.py).
 import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -22,8 +22,9 @@ MAX_SESSION_CHARACTERS = 255
 _LARGEST = 2**31 - 1
 
 _Count = Annotated[int, Meta(ge=1, le=_LARGEST)]
+WebhookEvent = Literal["completed", "failed", "cancelled", "expired"]
 _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-_T = TypeVar("_T", bound="Sampled")
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -82,6 +83,13 @@ class CompletionFields(Spoken, kw_only=True):
     prompt: str | Annotated[list[Any], Meta(min_length=1)]
 
 
+class WebhookFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Who is told of an ending, and of which: of all, if none is named."""
+
+    url: str
+    events: Annotated[list[WebhookEvent], Meta(min_length=1, max_length=16)] | None = None
+
+
 class NativeFields(Sampled, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/requests: one of messages, prompt and input, and how to queue it."""
 
@@ -95,6 +103,7 @@ class NativeFields(Sampled, kw_only=True, forbid_unknown_fields=True):
     max_attempts: Annotated[int, Meta(ge=1, le=100)] | None = None
     strategy: Strategy | None = None
     session: Annotated[str, Meta(min_length=1, max_length=MAX_SESSION_CHARACTERS)] | None = None
+    webhook: str | WebhookFields | None = None
 
     def wanted_tokens(self) -> int | None:
         """The newer name wins."""
@@ -102,7 +111,18 @@ class NativeFields(Sampled, kw_only=True, forbid_unknown_fields=True):
 
 
 CONSUMED = frozenset(
-    {"priority", "deadline_seconds", "on_disconnect", "max_attempts", "strategy", "session", "stream", "stream_options", "model"}
+    {
+        "priority",
+        "deadline_seconds",
+        "on_disconnect",
+        "max_attempts",
+        "strategy",
+        "session",
+        "webhook",
+        "stream",
+        "stream_options",
+        "model",
+    }
 )
 """Fields that Penstock itself acts on: an upstream server never sees them."""
 

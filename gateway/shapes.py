@@ -12,10 +12,12 @@ import msgspec
 from starlette.responses import Response
 
 from dispatch.dead_letters import DeadLetter
+from dispatch.outbox import Webhook
 from dispatch.records import Attempt, QueueStats, RequestRecord
 from dispatch.reports import Heartbeat
 from dispatch.states import ENDINGS, RequestState, shown
 from gateway.submitting import End, Outcome
+from gateway.webhooks import webhook_document
 
 
 def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -36,9 +38,9 @@ def links(request: str) -> dict[str, str]:
     }
 
 
-def request_document(record: RequestRecord, position: int | None) -> dict[str, Any]:
+def request_document(record: RequestRecord, position: int | None, webhook: Webhook | None = None) -> dict[str, Any]:
     """A request as GET /v1/requests/{id} shows it. `position`: its place in line, null where it is not known (further back
-    than is looked) or it does not wait."""
+    than is looked) or it does not wait. `webhook`: what became of telling it."""
     status, phase = shown(record.state)
     if record.state is RequestState.RUNNING:
         phase = "decode" if record.first_output_at_ms else "prefill"
@@ -62,6 +64,7 @@ def request_document(record: RequestRecord, position: int | None) -> dict[str, A
         "seq": record.seq,
         "on_disconnect": record.on_disconnect,
         "retry_of": record.retry_of or None,
+        "webhook": webhook_document(record, webhook),
         "created_at_ms": record.created_at_ms,
         "begun_at_ms": record.begun_at_ms or None,
         "first_output_at_ms": record.first_output_at_ms or None,
@@ -223,6 +226,8 @@ def worker_document(beat: Heartbeat, now_ms: int) -> dict[str, Any]:
         "room": beat.room,
         "tokens_per_s": beat.tokens_per_s,
         "probe": _probe_document(beat, now_ms),
+        "pool": beat.pool or None,
+        "launch": beat.launch or None,
         "started_at_ms": beat.started_at_ms,
         "heartbeat_age_ms": max(0, now_ms - beat.beat_at_ms),
     }
