@@ -17,6 +17,7 @@ from dispatch.errors import PenstockError
 from dispatch.keys import check_model_name
 from dispatch.rules import QueueRules
 from dispatch.scores import DEFAULT, Strategy
+from dispatch.signing import secret_bytes
 
 _LEAST_KEY_CHARACTERS = 8
 # What an Authorization header and a comma-separated variable carry unchanged.
@@ -217,6 +218,7 @@ class PoolSettings(_Section):
     floors: tuple[str, ...] = Field((), description='least workers by the clock (UTC), like "mon-fri 08:00-18:00 2"')
     need_bytes: int = Field(0, ge=0, description="GPU memory a worker needs to start; 0: not known")
     worker: Mapping[str, str] = Field({}, description="worker settings of this pool, like engine=sim,sim_gpu=A100")
+    deployment: str | None = Field(None, description="kubernetes launcher: its Deployment; default: autoscaler.deployment")
 
 
 class AutoscalerSettings(_Section):
@@ -235,6 +237,9 @@ class AutoscalerSettings(_Section):
     image: str = Field("penstock-worker", description="docker launcher: the image of its workers")
     docker_host: str = Field("unix:///var/run/docker.sock", description="docker launcher: the engine's API, unix:// or http://")
     docker_network: str | None = Field(None, description="docker launcher: the network its workers join")
+    docker_gpus: str = Field(
+        "0", description="docker launcher: GPU ids, of which each worker gets the least used one; all: every one; none: no GPU"
+    )
     deployment: str | None = Field(None, description="kubernetes launcher: the Deployment of its workers, namespace/name")
     kubernetes_url: str | None = Field(None, description="kubernetes launcher: the API; default: the one of this pod's cluster")
 
@@ -260,6 +265,16 @@ class WebhookSettings(_Section):
     allow_private: bool = Field(False, description="webhooks may go to private, loopback and link-local addresses; for tests")
     tries: int = Field(8, ge=1, le=50, description="tries before a webhook is given up")
     timeout_s: float = Field(5.0, gt=0, le=60, description="how long one try may take")
+    backoff_s: float = Field(
+        5.0, gt=0, le=3600, description="wait after the first failed try; grows threefold, to an hour at most"
+    )
+
+    @field_validator("secret")
+    @classmethod
+    def _is_a_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            secret_bytes(secret.get_secret_value())
+        return secret
 
 
 class LogSettings(_Section):
