@@ -29,6 +29,8 @@ key                                type    holds                                
 {s}:requests                       zset    request id -> created, ms (for lists)        swept
 {s}:expiries                       zset    request id -> when it is forgotten, ms       swept          all / sweep
 {s}:dead                           stream  dead letters                                 7 days
+{s}:outbox                         zset    request id -> when its webhook is tried next  none           endings, relay / relay
+{s}:webhook:<id>                   hash    an owed webhook and its tries, see outbox.py 7 days, then as the request
 {s}:stats:<model>                  hash    counters of endings and tokens               none (a model)
 {s}:paused                         set     models whose lines are paused                none
 {s}:swept                          string  when the last sweep was, ms                  1 day
@@ -175,6 +177,13 @@ class ShardKeys:
     @property
     def dead(self) -> str:
         return f"{self._tag}dead"
+
+    @property
+    def outbox(self) -> str:
+        return f"{self._tag}outbox"
+
+    def webhook(self, request: str) -> str:
+        return f"{self._tag}webhook:{request}"
 
     def stats(self, model: str) -> str:
         return f"{self._tag}stats:{model}"

@@ -20,6 +20,7 @@ from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
 from dispatch.records import Attempt, QueueLine, QueueStats, RequestRecord, Tombstone
 from dispatch.states import ENDINGS, OnDisconnect, Priority, RequestState
+from dispatch.webhooks import Webhook, webhook_from
 
 POSITION_SCAN = 200
 _PAGE = 100
@@ -82,6 +83,14 @@ class Looking:
             else:
                 found.append(RequestState(state.decode()))
         return found
+
+    async def webhook(self, record: RequestRecord) -> Webhook | None:
+        """What became of telling a request's ending; None if nobody is to be told, or it goes on."""
+        if not record.webhook or record.state not in ENDINGS:
+            return None
+        key = self._keys.webhook(record.id)
+        fields: Mapping[bytes, bytes] = await self._batched.execute("HGETALL", key)
+        return webhook_from(record.id, fields, key) if fields else None
 
     async def output(self, request: str) -> list[m.LogEntry]:
         """The whole log so far."""
@@ -260,6 +269,8 @@ def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> RequestRec
             prompt_tokens=number("prompt"),
             strategy=text("strategy"),
             session=text("session"),
+            webhook=text("webhook"),
+            webhook_events=text("webhook_events"),
             pinned=text("pinned"),
             reserved=text("reserved"),
             meetings=text("meetings"),

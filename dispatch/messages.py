@@ -92,6 +92,7 @@ class NewRequest:
     `reader` names the gateway that will read the output ("" for a detached submit). `idempotency` is the hash of the
     client's key ("" for none), `body_hash` the hash of what it sent with it. `prompt_tokens` of the cost are to be prefilled.
     `strategy` ("" for the default) orders the parked pulls for it; `session` names what it belongs to ("" for nothing).
+    `webhook` is the URL that is told of its ending ("" for none), `webhook_events` of which endings ("" for all).
     """
 
     id: str
@@ -111,6 +112,8 @@ class NewRequest:
     prompt_tokens: int = 0
     strategy: str = ""
     session: str = ""
+    webhook: str = ""
+    webhook_events: str = ""
 
 
 class EnqueueStatus(StrEnum):

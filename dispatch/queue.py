@@ -75,6 +75,8 @@ class Queue(Looking):
             prompt=new.prompt_tokens,
             strategy=new.strategy,
             session=new.session,
+            webhook=new.webhook,
+            webhook_events=new.webhook_events,
         )
         return m.Enqueued(m.EnqueueStatus(status.decode()), request.decode(), RequestState(state.decode()), position, backlog)
 

@@ -66,6 +66,8 @@ class RequestRecord:
     prompt_tokens: int = 0
     strategy: str = ""
     session: str = ""
+    webhook: str = ""
+    webhook_events: str = ""  # space-separated; "" for all
     pinned: str = ""  # the worker that keeps room for it,
     reserved: str = ""  # or is kept free for it, a suspect
     meetings: str = ""  # see dispatch/meetings.py

@@ -25,6 +25,8 @@ class QueueRules:
     """How long after that its id is still known (410 rather than 404)."""
     dead_ms: int = 7 * 86_400_000
     """How long a dead letter is kept, its input included."""
+    webhook_ms: int = 7 * 86_400_000
+    """How long an owed webhook is kept that nobody delivers."""
     idempotency_ms: int = 86_400_000
     """How long an idempotency key is remembered."""
     backoff_ms: int = 500

@@ -1,5 +1,5 @@
 """The scripts: one .lua file a transition, put together from `lib/`, and called by name. Only `dispatch/queue.py` calls them,
-and `dispatch/scale_store.py` the autoscaler's.
+`dispatch/outbox.py` those of webhooks, and `dispatch/scale_store.py` the autoscaler's.
 
 A script states its contract above itself: `-- use:` names the library files it stands on, `-- args:` its arguments.
 Named Lua locals are made from both, so no body says ARGV[7]; the numbers of rules and scores are locals in capitals.
@@ -37,6 +37,8 @@ NAMES = (
     "detach",
     "keep_reading",
     "pause",
+    "take_owed",
+    "note_try",
 )
 
 SCALE_NAMES = ("lead", "resign", "order")

@@ -1,7 +1,7 @@
 #!lua
 -- enqueue: a request comes in. It is stored and meets a parked pull, or waits in line.
 -- use: ground line log pull choose pin meet
--- args: now salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of prompt strategy session
+-- args: now salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of prompt strategy session webhook webhook_events
 -- returns {status, id, state, position, backlog}: ok | replay | mismatch | full
 local known = redis.call('HGET', k_request(id), 'state') or tombstone(id)
 if known then return {'ok', id, known, 0, backlog(model)} end
@@ -34,6 +34,7 @@ redis.call('HSET', k_request(id), 'v', 1, 'model', model, 'kind', kind, 'priorit
   'state', 'queued', 'attempt', 0, 'charged', 0, 'crashes', 0, 'deadline', r.deadline, 'seq', 0, 'chain', chain,
   'max_attempts', max_attempts, 'on_disconnect', on_disconnect, 'reader_look', r.reader_look, 'readers', reader,
   'retry_of', retry_of, 'created', now, 'prompt', prompt, 'strategy', strategy, 'session', session)
+if webhook ~= '' then redis.call('HSET', k_request(id), 'webhook', webhook, 'webhook_events', webhook_events) end
 local ttl = span + RETENTION_MS + ONE_DAY_MS
 redis.call('PEXPIRE', k_request(id), ttl)
 redis.call('SET', k_input(id), input, 'PX', ttl)

@@ -32,6 +32,8 @@ _READ = {
     "leases": ("SMEMBERS",),
     "pins": ("SMEMBERS",),
     "paused": ("SMEMBERS",),
+    "outbox": ("ZRANGE", "0", "-1", "WITHSCORES"),
+    "webhook": ("HGETALL",),
     "tombstone": ("GET",),
     "input": ("STRLEN",),
 }
@@ -282,9 +284,26 @@ def _kept(s: Snapshot, rules: QueueRules) -> list[str]:
     return wrong
 
 
+def _outbox(s: Snapshot) -> list[str]:
+    """Each ending that was asked for has its one webhook, and what is owed is in the outbox."""
+    wrong = []
+    ended = {
+        i: r["state"]
+        for i, r in s.of["request"].items()
+        if r["state"] in ENDINGS and r.get("webhook") and r["state"] in (r["webhook_events"] or r["state"]).split()
+    }
+    told = {i: w["ending"] for i, w in s.of["webhook"].items()}
+    if ended != told:
+        wrong.append(f"endings that were asked for are {ended}, webhooks there are {told}")
+    owed = {i for i, w in s.of["webhook"].items() if w["state"] == "owed"}
+    if {i for i, _ in s.one("outbox")} != owed:
+        wrong.append(f"the outbox holds {s.one('outbox')}, owed are {owed}")
+    return wrong
+
+
 def broken(s: Snapshot, rules: QueueRules) -> list[str]:
     """Every invariant that does not hold, in words."""
-    return [*_lines(s), *_workers(s), *_alone(s), *_pins(s), *_parked(s), *_timers(s), *_logs(s), *_kept(s, rules)]
+    return [*_lines(s), *_workers(s), *_alone(s), *_pins(s), *_parked(s), *_timers(s), *_logs(s), *_kept(s, rules), *_outbox(s)]
 
 
 def line_order(s: Snapshot, model: str) -> list[str]:

@@ -51,6 +51,8 @@ class Request:
     prefilling: bool = False
     strategy: str = ""
     session: str = ""
+    webhook: bool = False
+    webhook_events: frozenset[str] = frozenset()
 
     @property
     def ended(self) -> bool:
@@ -59,6 +61,17 @@ class Request:
     @property
     def is_held(self) -> bool:
         return self.state in HELD
+
+
+@dataclass
+class Owed:
+    """A webhook that somebody was promised: one for an ending that was asked for, whatever becomes of it."""
+
+    ending: str
+    due: int | None
+    """When it is next looked at; None: it is owed no more."""
+    tried: int = 0
+    state: str = "owed"
 
 
 @dataclass
@@ -100,6 +113,7 @@ class Model:
         self.round = 0
         self.turn = 0.0
         self._freed: list[str] = []
+        self.owed: dict[str, Owed] = {}
 
     # ---- looking
 
@@ -367,6 +381,9 @@ class Model:
         worker = self._leave(r)
         r.state = state
         r.log.append(Written("end", r.attempt))
+        if r.webhook and (not r.webhook_events or state in r.webhook_events):
+            assert r.id not in self.owed, "an ending is the only one"
+            self.owed[r.id] = Owed(state, self.now)
         return worker
 
     def _give_back(self, r: Request) -> str | None:
@@ -554,6 +571,24 @@ class Model:
                     self._grant(r, best)
                     self._park(best)
         self._look_at_the_freed()
+
+    def take_owed(self, again_ms: int) -> dict[str, int]:
+        due = {i: o for i, o in self.owed.items() if o.due is not None and o.due <= self.now}
+        for each in due.values():
+            each.due = self.now + again_ms
+        return {i: o.tried for i, o in due.items()}
+
+    def note_try(self, request: str, number: int, verdict: str, wait_ms: int) -> str | None:
+        o = self.owed.get(request)
+        if o is None:
+            return None
+        if o.state == "owed" and (number == o.tried + 1 or verdict == "delivered"):
+            o.tried += 1
+            if verdict == "again":
+                o.due = self.now + wait_ms
+            else:
+                o.state, o.due = verdict, None
+        return o.state
 
     def sweep(self) -> int:
         if self.now - self.swept > self.rules.lease_ms / 2:

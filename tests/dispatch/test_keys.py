@@ -16,7 +16,7 @@ def names(twin: Twin) -> dict[str, set[str]]:
     requests, workers, gateways = list(twin.model.requests), ["w-1", "w-2", "w-3"], ["g-1", "g-2"]
     a_model = [KEYS.parked, KEYS.rooms, KEYS.leases, KEYS.stats, KEYS.pins, KEYS.turn]
     a_line = [KEYS.queue, KEYS.queue_front, KEYS.queue_alone, KEYS.sizes, KEYS.sizes_front, KEYS.sizes_alone]
-    a_request = [KEYS.request, KEYS.input, KEYS.output, KEYS.tombstone]
+    a_request = [KEYS.request, KEYS.input, KEYS.output, KEYS.tombstone, KEYS.webhook]
     found = {name.__name__: {name(MODEL)} for name in a_model}
     found |= {name.__name__: {name(MODEL, p) for p in Priority} for name in a_line}
     found |= {name.__name__: {name(r) for r in requests} for name in a_request}
@@ -24,7 +24,7 @@ def names(twin: Twin) -> dict[str, set[str]]:
     found |= {name.__name__: {name(g) for g in gateways} for name in (KEYS.feed, KEYS.gateway)}
     found["idempotency"] = {KEYS.idempotency("", key) for key in twin.model.idempotency}
     found["session"] = {KEYS.session(MODEL, each) for each in twin.model.sessions}
-    for single in ("timers", "requests", "expiries", "dead", "paused", "swept", "amnesty"):
+    for single in ("timers", "requests", "expiries", "dead", "paused", "swept", "amnesty", "outbox"):
         found[single] = {getattr(KEYS, single)}
     return found
 

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from redis.asyncio import Redis
 
 from dispatch import messages as m
+from dispatch.outbox import Verdict
 from dispatch.redis_client import connect
 from dispatch.rules import QueueRules
 from dispatch.scores import Strategy
@@ -28,6 +29,7 @@ STRATEGIES = ("", *(s for s in Strategy if s is not Strategy.POWER_OF_TWO))
 EXAMPLES = int(os.environ.get("PENSTOCK_PROPERTY_EXAMPLES", "0"))
 WORKERS = ("w-1", "w-2", "w-3")
 GATEWAYS = ("g-1", "g-2")
+HOOKS = (None, "", "completed", "failed cancelled expired")
 
 pick = st.integers(0, 63)
 workers = st.sampled_from(WORKERS)
@@ -98,8 +100,11 @@ class Laws(RuleBasedStateMachine):
         prompt=st.sampled_from((0, 3, 9)),
         strategy=st.sampled_from(STRATEGIES),
         session=st.sampled_from(("a", "b")),
+        hook=st.sampled_from(HOOKS),
     )
-    def enqueue(self, key: str, body: str, **fields: Any) -> None:
+    def enqueue(self, key: str, body: str, hook: str | None, **fields: Any) -> None:
+        if hook is not None:
+            fields |= {"webhook": "https://example.com/hook", "webhook_events": hook}
         cost, prompt = fields.pop("cost"), fields.pop("prompt")
         if any(r.cost == TOO_BIG and not r.ended for r in self.twin.model.requests.values()):
             cost = min(cost, 60)  # one is enough to be overtaken; more would only fill the backlog
@@ -260,6 +265,16 @@ class Laws(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         self.write("sweep")
+
+    @rule()
+    def take_owed(self) -> None:
+        self.do(self.twin.take_owed())
+
+    @precondition(lambda self: self.twin.model.owed)
+    @rule(n=pick, number=st.integers(1, 3), verdict=st.sampled_from(Verdict), wait_ms=st.sampled_from((1, 5_000)))
+    def note_try(self, n: int, number: int, verdict: Verdict, wait_ms: int) -> None:
+        owed = list(self.twin.model.owed)
+        self.write("note_try", owed[-1 - n % len(owed)], number, verdict, wait_ms)
 
     @rule(ms=st.sampled_from(STEPS))
     def advance(self, ms: int) -> None:

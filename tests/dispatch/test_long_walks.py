@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from dispatch.outbox import Verdict
 from dispatch.redis_client import connect
 from dispatch.states import OnDisconnect, Priority, RequestState
-from tests.dispatch.test_laws import GATEWAYS, STRATEGIES, TOO_BIG, WORKERS, Laws
+from tests.dispatch.test_laws import GATEWAYS, HOOKS, STRATEGIES, TOO_BIG, WORKERS, Laws
 from tests.servers import RealServer
 
 STEPS = 200
@@ -51,6 +52,7 @@ RULES: dict[str, tuple[int, dict[str, Draw]]] = {
             "prompt": some(0, 3, 9),
             "strategy": some("", "", *STRATEGIES),
             "session": some("a", "b"),
+            "hook": some(*HOOKS),
         },
     ),
     "cancel": (2, {"n": number()}),
@@ -85,6 +87,8 @@ RULES: dict[str, tuple[int, dict[str, Draw]]] = {
     "pause": (1, {"calm": some(True, False)}),
     "resume": (1, {}),
     "sweep": (3, {}),
+    "take_owed": (2, {}),
+    "note_try": (2, {"n": number(), "number": some(1, 2, 3), "verdict": some(*Verdict), "wait_ms": some(1, 5_000)}),
     "advance": (5, {"ms": some(1, 400, 1_100, 2_000, 3_000, 5_001)}),
     "life_goes_on": (
         4,
@@ -108,6 +112,8 @@ def step(machine: Laws, rng: random.Random) -> None:
     if (name in NEEDS_A_GRANT or name == "abandon") and not machine.any_grant():
         return
     if name in ("cancel", "attach", "detach") and not machine.any_request():
+        return
+    if name == "note_try" and not machine.twin.model.owed:
         return
     if (name == "abandon" and machine.twin.model.barred) or (name == "pause" and machine.twin.model.paused):
         return

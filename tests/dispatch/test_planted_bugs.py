@@ -193,6 +193,38 @@ BUGS = (
     Bug("age outweighs no priority", walks.long_waiting, MEET, " + RANK[line[1]] * AGEING_MS", " + RANK[line[1]] * 1e9"),
     Bug("the next attempt is not told", walks.lease_over, "begin.lua", "    log(r, 'note',", "    tostring('note',"),
     Bug("the list never forgets", walks.forgotten, LEAVE, "  redis.call('ZADD', K_EXPIRIES, now + keep_ms, r.id)"),
+    # webhooks
+    Bug("an ending owes nothing", walks.told, LEAVE, "  owe_webhook(r)\n"),
+    Bug(
+        "who did not ask is owed", walks.told, LEAVE, "if (r.webhook or '') == '' then return end", "r.webhook = r.webhook or ''"
+    ),
+    Bug("an ending is owed outside the outbox", walks.told, LEAVE, "  redis.call('ZADD', K_OUTBOX, now, r.id)\n"),
+    Bug("an owed webhook is kept for ever", walks.told, LEAVE, "redis.call('PEXPIRE', k_webhook(r.id), WEBHOOK_MS)"),
+    Bug("every ending is told", walks.told_of_some, LEAVE, "if wanted ~= '' and not", "if false and not"),
+    Bug(
+        "whoever takes it is trusted",
+        walks.tried_again,
+        "take_owed.lua",
+        "redis.call('ZADD', K_OUTBOX, now + again_ms, id)",
+        "redis.call('ZREM', K_OUTBOX, id)",
+    ),
+    Bug("taken by two", walks.tried_again, "take_owed.lua", "redis.call('ZADD', K_OUTBOX, now + again_ms, id)"),
+    Bug(
+        "a try is noted twice",
+        walks.tried_again,
+        "note_try.lua",
+        "if tonumber(number) ~= tried + 1 and verdict ~= 'delivered' then return state end",
+    ),
+    Bug("a late delivery is not taken", walks.tried_again, "note_try.lua", " and verdict ~= 'delivered'"),
+    Bug("given up after it was delivered", walks.tried_again, "note_try.lua", "if state ~= 'owed' then return state end"),
+    Bug("a noted try waits for nothing", walks.tried_again, "note_try.lua", "now + tonumber(wait_ms)", "now"),
+    Bug(
+        "what is over stays in the outbox",
+        walks.tried_again,
+        "note_try.lua",
+        "verdict)\nredis.call('ZREM', K_OUTBOX, id)",
+        "verdict)",
+    ),
     Bug("beside a crash is a crash", walks.engine_died, "abandon.lua", "suspects[id] or 0", "1"),
 )
 WALKS = sorted({bug.walk for bug in BUGS}, key=lambda walk: walk.__name__)

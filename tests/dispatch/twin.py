@@ -11,6 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from dispatch import messages as m
+from dispatch.outbox import Outbox, Verdict
 from dispatch.queue import Queue
 from dispatch.rules import QueueRules
 from dispatch.scripts import Script
@@ -45,6 +46,7 @@ class Twin:
         self.rules = rules
         self.now = 1_000_000_000
         self.queue = Queue(redis, rules, now=lambda: self.now, scripts=scripts)
+        self.outbox = Outbox(redis, rules, now=lambda: self.now, scripts=scripts)
         self.model = laws.Model(rules)
         self.model.now = self.now
         self.grants: dict[tuple[str, int], m.Grant] = {}
@@ -124,6 +126,13 @@ class Twin:
         waits = [i for line in law.lines.values() for i in line]
         if line_order(s, MODEL) != waits:
             wrong.append(f"the line is {line_order(s, MODEL)}, by the laws {waits}")
+        real_owed = {i: (w["ending"], w["state"], int(w["tried"])) for i, w in s.of["webhook"].items()}
+        want_owed = {i: (o.ending, o.state, o.tried) for i, o in law.owed.items()}
+        if real_owed != want_owed:
+            wrong.append(f"webhooks are {real_owed}, by the laws {want_owed}")
+        due = {i: int(float(at)) for i, at in s.one("outbox")}
+        if due != {i: o.due for i, o in law.owed.items() if o.due is not None}:
+            wrong.append(f"the outbox holds {due}, by the laws {law.owed}")
         parked = {worker for worker, _ in s.of["parked"].get(MODEL, [])}
         # Nobody's law: when exactly a pull that is passed over is forgotten.
         law.parked -= {w for w in law.parked if not law.is_open(w) and w not in parked}
@@ -153,6 +162,7 @@ class Twin:
             new.id, new.priority, new.cost_tokens, self.now + new.deadline_ms, new.max_attempts, new.on_disconnect, set()
         )
         law.prompt, law.strategy, law.session = new.prompt_tokens, new.strategy, new.session
+        law.webhook, law.webhook_events = bool(new.webhook), frozenset(new.webhook_events.split())
         known = new.id in self.model.requests
         want = self.model.enqueue(law, reader=new.reader, key=new.idempotency, body_hash=new.body_hash)
         got = await self.queue.enqueue(new)
@@ -334,6 +344,18 @@ class Twin:
     async def pause(self, paused: bool) -> None:
         self.model.pause(paused)
         await self.queue.pause(MODEL, paused)
+        await self.check()
+
+    async def take_owed(self, again_ms: int = 30_000) -> dict[str, int]:
+        want, got = self.model.take_owed(again_ms), await self.outbox.take(again_ms=again_ms)
+        must({each.request: each.tried for each in got} == want, f"owed are {got}, by the laws {want}")
+        await self.check()
+        return want
+
+    async def note_try(self, request: str, number: int, verdict: Verdict, wait_ms: int = 5_000) -> None:
+        want = self.model.note_try(request, number, verdict, wait_ms)
+        got = await self.outbox.note(request, number, verdict, status=500, took_ms=3, wait_ms=wait_ms)
+        must(got == want, f"a try is answered {got}, by the laws {want}")
         await self.check()
 
     async def sweep(self) -> None:

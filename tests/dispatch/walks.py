@@ -6,6 +6,7 @@ They catch the planted bugs (test_planted_bugs.py), and pass on the scripts as t
 from collections.abc import Awaitable, Callable
 
 from dispatch import messages as m
+from dispatch.outbox import Verdict
 from dispatch.rules import QueueRules
 from dispatch.states import OnDisconnect, Priority, RequestState
 from tests.dispatch.twin import Twin, must
@@ -312,3 +313,65 @@ async def paused(t: Twin) -> None:
     await t.enqueue(t.new(priority=Priority.HIGH))
     await t.park("w-2", slots=1)
     await t.pause(False)
+
+
+HOOK = {"webhook": "https://example.com/hook"}
+
+
+async def told(t: Twin) -> None:
+    """Whoever asked is owed a webhook by every kind of ending, once; nobody else is."""
+    await t.sweep()
+    done = await running(t, **HOOK)
+    await t.finish(done, 1, b"one")
+    await t.finish(done, 1, b"one")
+    await t.cancel(done.request)
+    unasked = await running(t)
+    await t.finish(unasked, 1)
+    await t.park("w-1", accepting=False)
+    cancelled, late = t.new(**HOOK), t.new(**HOOK, deadline_ms=4_000)
+    for new in (cancelled, late):
+        await t.enqueue(new)
+    await t.cancel(cancelled.id)
+    await t.cancel(cancelled.id)
+    await t.advance(4_000)
+    await t.sweep()
+    await t.sweep()
+    dead = await running(t, max_attempts=1, **HOOK)
+    await t.retry(dead)
+    await t.retry(dead)
+    must(len(t.model.owed) == 4, f"four endings were asked for: {t.model.owed}")
+
+
+async def told_of_some(t: Twin) -> None:
+    """Only endings that were asked for are told."""
+    failures = {**HOOK, "webhook_events": "failed expired"}
+    done = await running(t, **failures)
+    await t.finish(done, 1)
+    failed = await running(t, **failures)
+    await t.finish(failed, 1, state=S.FAILED)
+    must(list(t.model.owed) == [failed.request], f"one was asked for: {t.model.owed}")
+
+
+async def tried_again(t: Twin) -> None:
+    """Whoever takes one may die with it: it is offered again. A noted try moves it on, a delivery ends it."""
+    grant = await running(t, **HOOK)
+    await t.finish(grant, 1)
+    must(await t.take_owed(), "an ending that was asked for is offered at once")
+    must(not await t.take_owed(), "and to one alone")
+    await t.advance(30_000)
+    must(await t.take_owed(), "who took it was not heard of: it is offered again")
+    await t.note_try(grant.request, 1, Verdict.AGAIN, 5_000)
+    await t.note_try(grant.request, 1, Verdict.AGAIN, 60_000)
+    await t.advance(5_000)
+    must(await t.take_owed() == {grant.request: 1}, "its next try has come")
+    await t.note_try(grant.request, 1, Verdict.DELIVERED)
+    await t.note_try(grant.request, 3, Verdict.GIVEN_UP)
+    await t.advance(60_000)
+    must(not await t.take_owed(), "a delivery ends it")
+    hopeless = await running(t, **HOOK)
+    await t.finish(hopeless, 1)
+    await t.take_owed()
+    await t.note_try(hopeless.request, 1, Verdict.GIVEN_UP)
+    await t.advance(60_000)
+    must(not await t.take_owed(), "what is given up is owed no more")
+    await t.note_try("s0." + "f" * 32, 1, Verdict.DELIVERED)

@@ -19,11 +19,13 @@ local function k_pins(model) return TAG .. 'pins:' .. model end
 local function k_leases(model) return TAG .. 'leases:' .. model end
 local function k_stats(model) return TAG .. 'stats:' .. model end
 local function k_feed(gateway) return TAG .. 'feed:' .. gateway end
+local function k_webhook(id) return TAG .. 'webhook:' .. id end
 local function k_gateway(gateway) return TAG .. 'gateway:' .. gateway end
 local K_REQUESTS = TAG .. 'requests'
 local K_EXPIRIES = TAG .. 'expiries'
 local K_PAUSED = TAG .. 'paused'
 local K_DEAD = TAG .. 'dead'
+local K_OUTBOX = TAG .. 'outbox'
 
 -- Only Redis's clock counts; tests hand in one of their own.
 if now == '' then

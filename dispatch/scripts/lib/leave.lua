@@ -60,6 +60,17 @@ local function count_usage(model, detail)
   end
 end
 
+-- Who asked to be told of this ending is owed it from here on: written with the ending, so that no crash lies between.
+local function owe_webhook(r)
+  if (r.webhook or '') == '' then return end
+  local wanted = r.webhook_events or ''
+  if wanted ~= '' and not string.find(' ' .. wanted .. ' ', ' ' .. r.state .. ' ', 1, true) then return end
+  redis.call('HSET', k_webhook(r.id), 'url', r.webhook, 'state', 'owed', 'ending', r.state, 'model', r.model, 'created', r.created,
+    'ended', now, 'tried', 0, 'tries', '')
+  redis.call('PEXPIRE', k_webhook(r.id), WEBHOOK_MS)
+  redis.call('ZADD', K_OUTBOX, now, r.id)
+end
+
 -- THE ending. detail: a JSON object. keep_ms: how long what is left is kept. Returns the worker whose room grew, or nil.
 local function end_request(r, state, detail, keep_ms)
   local w = leave_place(r)
@@ -75,6 +86,7 @@ local function end_request(r, state, detail, keep_ms)
   count(r.model, state)
   count_usage(r.model, detail)
   r.state = state
+  owe_webhook(r)
   return w
 end
 
