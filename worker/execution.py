@@ -158,8 +158,11 @@ class Execution:
     async def _generate(self, begun: Begun, done: Any) -> Completed:
         """Take what the engine says into `_gathered`, to the end."""
         self.generating, self.generating_since = True, time.monotonic()
-        self._around.begun()
         try:
+            self._around.begun()
+            if self._decided is not None:
+                # There is no memory for it beside the others: their next step must not find its prompt there.
+                raise asyncio.CancelledError
             async with aclosing(self._engine.generate(begun.request, done)) as answer:  # type: ignore[type-var]
                 async for chunk in answer:
                     self._gathered.add(chunk)

@@ -30,10 +30,10 @@ class Growth:
         self.spoken_tokens = self.told_tokens = done_tokens
 
     def count(self, tokens: int) -> int:
-        """It said more; how many pages that took at most."""
-        pages = self.spoken_tokens // PAGE_TOKENS
+        """It said more; how many pages that took: its answer begins in the midst of its prompt's last page."""
+        before = self._prompt_tokens + self.spoken_tokens
         self.spoken_tokens += tokens
-        return self.spoken_tokens // PAGE_TOKENS - pages
+        return -(-(before + tokens) // PAGE_TOKENS) + -before // PAGE_TOKENS
 
     def holding(self, *, generating: bool) -> Holding:
         """What it costs, as it is known now."""

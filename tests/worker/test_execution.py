@@ -14,8 +14,9 @@ from tests.worker.conftest import Client
 from worker.engines.base import Chunk, EngineDead, EngineError
 from worker.engines.sim import SimEngine
 from worker.execution import Execution
+from worker.growth import Around
 from worker.heartbeat import Pace, Steps
-from worker.outcome import Completed, Crashed, Failed, GivenBack, Lost, Outcome, Retryable, outcome_of
+from worker.outcome import Completed, Crashed, Failed, GivenBack, Lost, Moved, Outcome, Retryable, outcome_of
 from worker.output import Gathered, tokens_done
 
 
@@ -69,6 +70,22 @@ async def test_given_back_before_it_began(queue: Queue, client: Client) -> None:
     execution.give_back()
     assert isinstance(await execution.run(), GivenBack)
     assert engine.steps() == 0
+    await client.queue.cancel(execution.grant.request)
+
+
+async def test_what_is_moved_as_it_begins_never_reaches_the_engine(queue: Queue, client: Client) -> None:
+    """Beside those held there its prompt has no place: not for one step, and not for the steps until it is closed."""
+    execution, engine = await granted(queue, client, 10)
+
+    class Full(Around):
+        def begun(self) -> None:
+            execution.move("there is no room")
+
+    execution._around = Full()
+    assert isinstance(await execution.run(), Moved)
+    assert engine.steps() == 0 and not execution.generating
+    record = await queue.record(execution.grant.request)
+    assert record is not None and (record.attempt, record.charged) == (2, 0)  # given back, and met anew
     await client.queue.cancel(execution.grant.request)
 
 

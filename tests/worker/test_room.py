@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dispatch.messages import Grant, InferenceRequest, InputKind, Sampling
@@ -165,7 +165,7 @@ class Bench:
         return holds_at_once(self.info, room(self.info, self.held.holdings(), self.device))
 
     def beat(self) -> None:
-        """Look at the device, make room if there is none, and park."""
+        """Look at the device, make room if there is none, and park. What is moved is gone before the next page is needed."""
         if not self.info.pooled:
             free = self.total_bytes - self.foreign_bytes - self.filled * KV
             self.device = DeviceMemory(self.total_bytes, free, self.headroom_bytes)
@@ -185,6 +185,8 @@ class Bench:
     def begin(self, running: Running) -> None:
         self.held.add(running)  # type: ignore[arg-type]
         self.held.relieve()
+        if running.is_decided:
+            running.generating = False  # its engine never hears of it (test_execution.py)
 
     def step(self, spoken: int) -> list[Running]:
         """Everything speaks; the device is asked for the pages first, and the worker hears of them after."""
@@ -214,7 +216,35 @@ requests = st.lists(
 )  # prompt, answer, how much of what is true the estimate says
 
 
+@pytest.mark.parametrize("prompt", range(1, 40))
+def test_growth_counts_the_very_pages_that_fill(prompt: int) -> None:
+    growth = Growth(16, moves_overruns=True)
+    request = InferenceRequest("r", "m", InputKind.COMPLETION, Sampling(max_tokens=99), prompt_token_ids=(0,) * prompt)
+    growth.begun(request, cost_tokens(prompt, 99), 0)
+    for tokens in (1, 2, 1, 15, 16, 17, 1, 33):
+        before = growth.holding(generating=True).used_tokens
+        assert growth.count(tokens) * PAGE_TOKENS == growth.holding(generating=True).used_tokens - before
+
+
+# One outgrows its estimate by a page, and the last to begin finds none: moved at once, it must not fill anything first.
+_LAST_FINDS_NONE = [
+    *[(1, 1, 1.0)] * 3,
+    (17, 16, 1.0),
+    (129, 16, 1.0),
+    (385, 16, 1.0),
+    (593, 16, 0.5),
+    (673, 16, 1.0),
+    (49, 1, 1.0),
+]
+# Prompts end within a page: the pages fill at other tokens than each sixteenth of an answer.
+_OUT_OF_STEP = [(18, 175, 0.5), (82, 175, 1.0), (114, 175, 1.0), (210, 175, 1.0), (706, 160, 1.0)]
+
+
 @settings(max_examples=150, deadline=None)
+@example(_LAST_FINDS_NONE, [], False)
+@example(_LAST_FINDS_NONE, [], True)
+@example(_OUT_OF_STEP, [*[(1, 0)] * 6, (10, 0), *[(16, 0)] * 8, (15, 0)], False)
+@example(_OUT_OF_STEP, [*[(1, 0)] * 6, (10, 0), *[(16, 0)] * 8, (15, 0)], True)
 @given(requests, st.lists(st.tuples(st.integers(1, PAGE_TOKENS), st.integers(-40, 40)), max_size=60), st.booleans())
 def test_never_over_capacity_whatever_the_order(
     asked: list[tuple[int, int, float]], steps: list[tuple[int, int]], pooled: bool
