@@ -5,7 +5,7 @@ Never here: how many workers there should be (policy), how a process or containe
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dispatch.scaling import LaunchReport, Orders
 
@@ -65,6 +65,22 @@ class Launcher(Protocol):
     async def close(self) -> None:
         """Let go of connections. What runs goes on, unless it is bound to this process."""
         ...
+
+
+@runtime_checkable
+class Assigns(Protocol):
+    """A launcher with several places: it says where each launch goes, before the orders are written."""
+
+    async def assign(self, orders: Orders) -> Orders:
+        """The same orders with every `host` that can be given; one that fits nowhere stays ""."""
+        ...
+
+
+@runtime_checkable
+class DiesWithUs(Protocol):
+    """A launcher whose workers are bound to this process: what was ordered before it began is gone, whatever the orders say."""
+
+    dies_with_us: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,11 @@ import contextlib
 import os
 import shlex
 import signal
+from asyncio.subprocess import Process
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import msgspec
 
@@ -23,10 +25,8 @@ from dispatch.settings import Settings
 
 _TIMEOUT_S = 30.0
 _MAX_ANSWER_BYTES = 4 * 1024 * 1024
-_MAX_COMPLAINT_BYTES = 64 * 1024
-_EOF_S = 0.5
-"""How long an output may stay open after its program ended: somebody it started holds it."""
-_READ_BYTES = 65_536
+_TAIL_BYTES = 4096
+_LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,75 +95,61 @@ class ExecLauncher:
         return value
 
     async def _call(self, action: str, question: bytes) -> bytes:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=_environment(),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise self._fault(action, f"cannot be started: {error.strerror}") from error
-        assert process.stdin and process.stdout and process.stderr
-        answer, complaint = bytearray(), bytearray()
-        reading = [
-            asyncio.create_task(_read(process.stdout, answer, _MAX_ANSWER_BYTES + 1)),
-            asyncio.create_task(_read(process.stderr, complaint, _MAX_COMPLAINT_BYTES, last=True)),
-        ]
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                # A script that does not read its input has closed it: its answer says what it is worth.
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    process.stdin.write(question)
-                    await process.stdin.drain()
-                process.stdin.close()
-                ended = asyncio.create_task(process.wait())
-                await asyncio.wait([ended, reading[0]], return_when=asyncio.FIRST_COMPLETED)
-                if len(answer) > _MAX_ANSWER_BYTES:
-                    raise self._fault(action, f"answered more than {_MAX_ANSWER_BYTES} bytes", complaint=complaint)
-                code = await ended
-                _, open_still = await asyncio.wait(reading, timeout=_EOF_S)
-            if len(answer) > _MAX_ANSWER_BYTES:
-                raise self._fault(action, f"answered more than {_MAX_ANSWER_BYTES} bytes", complaint=complaint)
-        except TimeoutError:
-            raise self._fault(action, f"did not end within {self._timeout_s:g} s", complaint=complaint) from None
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-            for task in reading:
-                task.cancel()
-            # What it started may hold the pipes: without this they would stay open here for as long.
-            process._transport.close()  # type: ignore[attr-defined]
-        if code != 0:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            raise self._fault(action, how, complaint=complaint)
-        if reading[0] in open_still and not answer.strip():
-            raise self._fault(action, "ended without an answer, and something it started holds its output open")
-        return bytes(answer)
+        # Files, not pipes: what the program leaves running may hold its output open for as long as it likes.
+        with TemporaryFile() as asked, TemporaryFile() as answer, TemporaryFile() as complaint:
+            asked.write(question)
+            asked.seek(0)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command, stdin=asked, stdout=answer, stderr=complaint, env=_environment(), start_new_session=True
+                )
+            except OSError as error:
+                raise self._fault(action, f"cannot be started: {error.strerror}") from error
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._ended(action, process, answer, complaint)
+            except TimeoutError:
+                raise self._fault(action, f"did not end within {self._timeout_s:g} s", said=_tail(complaint)) from None
+            finally:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    await process.wait()
+            if code := process.returncode:
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                raise self._fault(action, how, said=_tail(complaint))
+            answer.seek(0)
+            return answer.read(_MAX_ANSWER_BYTES)
 
-    def _fault(self, action: str, what: str, answer: bytes = b"", *, complaint: bytes | bytearray = b"") -> PenstockError:
-        lines = [line for line in complaint.decode("utf-8", "replace").splitlines() if line.strip()]
-        said = f" It said: {lines[-1].strip()[:300]}" if lines else ""
+    async def _ended(self, action: str, process: Process, answer: IO[bytes], complaint: IO[bytes]) -> None:
+        ended = asyncio.ensure_future(process.wait())
+        try:
+            while not (await asyncio.wait([ended], timeout=_LOOK_EVERY_S))[0]:
+                self._check_size(action, answer, complaint)
+            self._check_size(action, answer, complaint)
+        finally:
+            ended.cancel()
+
+    def _check_size(self, action: str, answer: IO[bytes], complaint: IO[bytes]) -> None:
+        if max(os.fstat(file.fileno()).st_size for file in (answer, complaint)) > _MAX_ANSWER_BYTES:
+            raise self._fault(action, f"wrote more than {_MAX_ANSWER_BYTES} bytes", said=_tail(complaint))
+
+    def _fault(self, action: str, what: str, answer: bytes = b"", *, said: str = "") -> PenstockError:
         began = f" It began with {answer[:80]!r}." if answer else ""
+        heard = f" It said: {said}" if said else ""
         return PenstockError(
             "launcher_failed",
-            f"The launcher script {self._name}, asked for {action!r}, {what}.{began}{said}",
+            f"The launcher script {self._name}, asked for {action!r}, {what}.{began}{heard}",
             hint="It is called again at the next tick; docs/launchers.md says what it must answer.",
         )
 
 
-async def _read(stream: asyncio.StreamReader, into: bytearray, most: int, *, last: bool = False) -> None:
-    """Until its end; at most so many bytes, the first ones or the `last` ones."""
-    while piece := await stream.read(_READ_BYTES):
-        into += piece
-        if len(into) > most:
-            if not last:
-                return
-            del into[:-most]
+def _tail(complaint: IO[bytes]) -> str:
+    """The last line."""
+    size = os.fstat(complaint.fileno()).st_size
+    complaint.seek(max(0, size - _TAIL_BYTES))
+    lines = [line.strip() for line in complaint.read(_TAIL_BYTES).decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
 
 
 def _environment() -> dict[str, str]:

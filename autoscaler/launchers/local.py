@@ -1,130 +1,192 @@
-"""Processes of this machine that die with this one, and the launcher whose workers are such processes.
+"""The launcher whose workers are children of this process: they die with it. What `up` uses.
 
-Never here: when to start or end one (penstock/up.py, later the autoscaler).
+Never here: how many there should be (policy.py), which are told to go (arrange.py).
 """
 
 import asyncio
-import os
-import signal
+import itertools
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from autoscaler.launchers.base import Exit, Launched
-from dispatch.configuration import as_environment
-from dispatch.processes import with_parent
+from autoscaler.launchers.base import Exit, Restarts
+from autoscaler.launchers.children import LocalProcesses
+from dispatch.configuration import as_environment, variable
+from dispatch.scaling import Launch, LaunchReport, LaunchState, Orders
 from dispatch.settings import Settings
+from dispatch.tasks import cancelled
 
-_TAIL_BYTES = 4096
+_RELEASE_S = 3.0
+"""After a drain's time is over: for the release of what is left."""
+_BLOCKED_S = 300.0
+"""How long a worker that cannot start keeps others like it from being tried."""
 
 
-class LocalProcesses:
-    """Named children. Their stderr and stdout go to a log file each; every end is told by `exits`."""
+@dataclass(slots=True)
+class _Worker:
+    """One ordered worker. `name` is its log's and what people read; the lowest free number."""
 
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
-        self._children: dict[str, asyncio.subprocess.Process] = {}
-        self._watchers: dict[str, asyncio.Task[None]] = {}
-        self._exits: asyncio.Queue[Exit] = asyncio.Queue()
-
-    async def start(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
-    ) -> Launched:
-        """Start a child under a name that no living child has."""
-        with self.log(name).open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                env=with_parent(dict(environment)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=pass_fds,
-                # A terminal's Ctrl-C is for us: we end the children in order.
-                start_new_session=True,
-            )
-        self._children[name] = process
-        self._watchers[name] = asyncio.create_task(self._watch(name, process), name=f"watch {name}")
-        return Launched(name, process.pid)
-
-    async def stop(self, name: str, *, timeout_s: float) -> None:
-        """SIGTERM, and SIGKILL if it is still there after `timeout_s`; returns when it is gone."""
-        process = self._children.get(name)
-        if process is None:
-            return
-        with suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(asyncio.shield(self._watchers[name]), timeout_s)
-        except TimeoutError:
-            self.kill(name)
-            await self._watchers[name]
-
-    def kill(self, name: str, signal_number: int = signal.SIGKILL) -> None:
-        """A signal to a child, if it lives."""
-        process = self._children.get(name)
-        if process is not None:
-            with suppress(ProcessLookupError):
-                process.send_signal(signal_number)
-
-    def alive(self, name: str) -> bool:
-        """Whether that child lives."""
-        return name in self._children
-
-    async def gone(self, name: str) -> None:
-        """Return when that child has ended."""
-        if name in self._watchers:
-            await asyncio.shield(self._watchers[name])
-
-    async def exits(self) -> AsyncIterator[Exit]:
-        """Every end of a child, as it happens."""
-        while True:
-            yield await self._exits.get()
-
-    def log(self, name: str) -> Path:
-        """Where a child's output goes."""
-        return self._logs / f"{name}.log"
-
-    def tail(self, name: str, lines: int = 6) -> list[str]:
-        """The last lines a child wrote."""
-        try:
-            with self.log(name).open("rb") as log:
-                log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
-                return [line for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()][-lines:]
-        except OSError:
-            return []
-
-    async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
-        started = time.monotonic()
-        code = await process.wait()
-        del self._children[name]
-        self._exits.put_nowait(Exit(name, process.pid, code, time.monotonic() - started))
+    launch: Launch
+    name: str
+    since_ms: int
+    state: LaunchState = LaunchState.STARTING
+    pid: int = 0
+    exits: int = 0
+    error: str = ""
+    last_words: tuple[str, ...] = ()
+    restarts: Restarts = field(default_factory=Restarts)
 
 
 class LocalLauncher:
-    """Workers as child processes."""
+    """Workers as child processes of this one. `tell` hears what people should read. `was_ready` knows, by name, who ever was."""
 
-    def __init__(self, processes: LocalProcesses, environment: Mapping[str, str]) -> None:
+    names_itself = False
+    dies_with_us = True
+
+    def __init__(
+        self,
+        processes: LocalProcesses,
+        environment: Mapping[str, str],
+        settings: Settings,
+        *,
+        tell: Callable[[str], None] = lambda text: None,
+        was_ready: Callable[[str], bool] = lambda name: True,
+    ) -> None:
         self._processes = processes
         self._environment = environment
+        self._settings = settings
+        self._tell = tell
+        self._was_ready = was_ready
+        self._epoch = 0
+        self._workers: dict[str, _Worker] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._blocked: dict[str, tuple[float, str]] = {}  # pool -> until when (monotonic), and why
 
-    async def launch(self, name: str, settings: Settings) -> Launched:
-        """Start `penstock worker` with exactly these settings."""
-        return await self._processes.start(
-            name, [sys.executable, "-m", "penstock", "worker"], role_environment(self._environment, settings)
+    @property
+    def pids(self) -> dict[str, int]:
+        """The living, by name."""
+        return {worker.name: worker.pid for worker in self._workers.values() if worker.pid}
+
+    def name_of(self, launch: str) -> str:
+        """What people read of it."""
+        return self._workers[launch].name
+
+    async def run(self, on_exit: Callable[[Exit], None]) -> None:
+        """Watch the children for ever: start again who died. `on_exit` hears of every end first."""
+        async for end in self._processes.exits():
+            on_exit(end)
+            worker = next((w for w in self._workers.values() if w.name == end.name and w.pid == end.pid), None)
+            if worker is not None:
+                self._ended(worker, end)
+
+    async def apply(self, orders: Orders) -> None:
+        """See the port."""
+        if orders.epoch < self._epoch:
+            return
+        self._epoch = orders.epoch
+        ordered = orders.launches()
+        for launch in ordered.values():
+            if launch.id not in self._workers:
+                worker = self._workers[launch.id] = _Worker(launch, self._free_name(), _now_ms())
+                self._spawn(self._start(worker))
+        for name, worker in list(self._workers.items()):
+            if name not in ordered and worker.state is not LaunchState.STOPPING:
+                worker.state = LaunchState.STOPPING
+                self._spawn(self._end(worker))
+
+    async def reports(self) -> Mapping[str, LaunchReport]:
+        """See the port."""
+        return {name: self._report(worker) for name, worker in self._workers.items()}
+
+    async def unplaceable(self, pool: str, need_bytes: int) -> str:
+        """Only what failed before is known not to work now."""
+        until, why = self._blocked.get(pool, (0.0, ""))
+        return why if time.monotonic() < until else ""
+
+    async def close(self) -> None:
+        """End all, each with its drain."""
+        await cancelled(*self._tasks)
+        timeout_s = self._settings.worker.drain_timeout_s + _RELEASE_S
+        await asyncio.gather(*(self._processes.stop(name, timeout_s=timeout_s) for name in self.pids))
+
+    def kill(self) -> None:
+        """Now."""
+        for name in self.pids:
+            self._processes.kill(name)
+
+    async def _start(self, worker: _Worker) -> None:
+        environment = worker_environment(self._environment, self._settings, worker.launch)
+        launched = await self._processes.start(worker.name, [sys.executable, "-m", "penstock", "worker"], environment)
+        worker.pid, worker.since_ms = launched.pid, _now_ms()
+        if worker.state is LaunchState.STARTING:
+            worker.state = LaunchState.RUNNING
+
+    async def _start_later(self, worker: _Worker, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        if worker.state is LaunchState.BACKOFF:
+            worker.state = LaunchState.STARTING
+            await self._start(worker)
+
+    async def _end(self, worker: _Worker) -> None:
+        """A worker that drained has nothing left; one that did not gets its own drain's time."""
+        await self._processes.stop(worker.name, timeout_s=self._settings.worker.drain_timeout_s + _RELEASE_S)
+        self._workers.pop(worker.launch.id, None)
+
+    def _ended(self, worker: _Worker, end: Exit) -> None:
+        worker.pid = 0
+        if worker.state is LaunchState.STOPPING:
+            return
+        worker.exits += 1
+        worker.error, worker.last_words = str(end), tuple(self._processes.tail(worker.name))
+        worker.restarts = worker.restarts.after(end)
+        delay_s = worker.restarts.delay_s(end)
+        # An engine that could not start even once (no such model, no such device) will not start the next time either.
+        if delay_s is None or (end.code > 0 and not self._was_ready(worker.name)):
+            worker.state = LaunchState.CRASH_LOOP
+            self._blocked[worker.launch.pool] = (time.monotonic() + _BLOCKED_S, f"{end}, and starting it again does not help")
+            return
+        worker.state = LaunchState.BACKOFF
+        self._tell(f"{end}; starting it again in {delay_s:g} s")
+        self._spawn(self._start_later(worker, delay_s))
+
+    def _report(self, worker: _Worker) -> LaunchReport:
+        return LaunchReport(
+            id=worker.launch.id,
+            pool=worker.launch.pool,
+            state=worker.state,
+            host=socket.gethostname(),
+            pid=worker.pid,
+            since_ms=worker.since_ms,
+            exits=worker.exits,
+            error=worker.error,
+            last_words=worker.last_words,
         )
 
-    async def retire(self, name: str, *, drain_timeout_s: float) -> None:
-        """Let it finish what it holds; the grace is for the release of the rest."""
-        await self._processes.stop(name, timeout_s=drain_timeout_s + 3)
+    def _free_name(self) -> str:
+        taken = {worker.name for worker in self._workers.values()}
+        return next(name for n in itertools.count(1) if (name := f"worker-{n}") not in taken)
 
-    def exits(self) -> AsyncIterator[Exit]:
-        """Every end of a child."""
-        return self._processes.exits()
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def worker_environment(environment: Mapping[str, str], settings: Settings, launch: Launch) -> dict[str, str]:
+    """An environment in which `penstock worker` becomes that very launch."""
+    own = {"pool": launch.pool, "launch": launch.id}
+    ordered = {variable(f"worker.{name}"): value for name, value in {**launch.worker, **own}.items()}
+    return {**role_environment(environment, settings), **ordered}
 
 
 def role_environment(environment: Mapping[str, str], settings: Settings) -> dict[str, str]:
     """An environment in which a role loads exactly these settings, whatever was set around it."""
     kept = {name: value for name, value in environment.items() if not name.startswith("PENSTOCK_")}
     return {**kept, **as_environment(settings)}
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
