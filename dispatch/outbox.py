@@ -53,9 +53,9 @@ class Outbox:
         self._now = now
         self._scripts = scripts or compose_all(rules)
 
-    async def _run(self, name: str, **values: str | int) -> Any:
+    async def _run(self, name: str, **values: str | int | float | bytes) -> Any:
         now = self._now() if self._now else ""
-        return await self._scripts[name](self._batched, self._keys.timers, now=now, **values)
+        return await self._scripts[name](self._batched, self._keys.timers, (), now=now, **values)
 
     async def take(self, *, again_ms: int, limit: int = _MOST_AT_ONCE) -> list[Due]:
         """What is due, oldest first. Nobody else is offered it for `again_ms`, or until a try is noted."""

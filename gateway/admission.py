@@ -42,6 +42,8 @@ class Terms:
     strategy: Strategy | None = None
     session: str = ""
     caller: str = ""
+    webhook: str = ""
+    webhook_events: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], term
         prompt_tokens=prompt_tokens,
         strategy=strategy,
         session=terms.session or (terms.caller if strategy is Strategy.SESSION else ""),
+        webhook=terms.webhook,
+        webhook_events=terms.webhook_events,
     )
     return Admitted(new, card, prompt_tokens, max_tokens)
 

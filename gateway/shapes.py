@@ -12,10 +12,10 @@ import msgspec
 from starlette.responses import Response
 
 from dispatch.dead_letters import DeadLetter
-from dispatch.outbox import Webhook
 from dispatch.records import Attempt, QueueStats, RequestRecord
 from dispatch.reports import Heartbeat
 from dispatch.states import ENDINGS, RequestState, shown
+from dispatch.webhooks import Webhook
 from gateway.submitting import End, Outcome
 from gateway.webhooks import webhook_document
 

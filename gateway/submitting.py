@@ -161,6 +161,8 @@ def renewed(record: RequestRecord, kept: InferenceRequest, tenant: str, new_id: 
         prompt_tokens=record.prompt_tokens,
         strategy=record.strategy,
         session=record.session,
+        webhook=record.webhook,
+        webhook_events=record.webhook_events,
     )
 
 

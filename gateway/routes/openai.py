@@ -27,6 +27,7 @@ from gateway.reading import Over, Reader
 from gateway.shapes import as_json, with_total
 from gateway.sse import count_over, streamed
 from gateway.submitting import Outcome, read_end, read_log, read_to_end, submit_read
+from gateway.webhooks import refuse_webhook
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(authenticated), Depends(store_present)])
 
@@ -67,6 +68,7 @@ async def _answer(http_request: Request, tenant: str, shape: type[Sampled], kind
     gateway.refuse_if_draining()
     raw = await read_body(http_request, gateway.settings.gateway.max_body_bytes)
     body = parse_object(raw)
+    refuse_webhook(body)
     fields = parse(body, shape)
     if fields.stream_options is not None and not fields.stream:
         raise PenstockError(

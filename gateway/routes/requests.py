@@ -26,6 +26,7 @@ from gateway.reading import Over, expired, not_found
 from gateway.shapes import accepted_document, as_json, etag_of, is_ended, request_document, result_document, story_headers
 from gateway.sse import count_over, streamed
 from gateway.submitting import kept_input, owned_record, read_log, read_to_end, renewed, submit, submit_read
+from gateway.webhooks import asked_webhook
 
 router = APIRouter(prefix="/v1/requests", dependencies=[Depends(authenticated), Depends(store_present)])
 
@@ -49,6 +50,8 @@ async def post(http_request: Request, tenant: Tenant) -> Response:
     # goes on without a reader, unless the client named another wish.
     default = OnDisconnect.CANCEL if wait_s else OnDisconnect.CONTINUE
     terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, fields, default, address_of(http_request))
+    url, events = asked_webhook(fields, gateway.settings.webhook)
+    terms = dataclasses.replace(terms, webhook=url, webhook_events=events)
     if not wait_s:
         admitted = await admit(gateway, fields, body, terms)
         return accepted(admitted.new, await submit(gateway, admitted.new))
@@ -109,7 +112,7 @@ async def get(http_request: Request, request_id: str, tenant: Tenant) -> Respons
     """One request. `?wait=N`: answers when it has ended, or after N seconds. With If-None-Match: 304 if nothing changed."""
     gateway = gateway_of(http_request)
     record = await _awaited(gateway, http_request, request_id, tenant)
-    document = request_document(record, await gateway.queue.position(record))
+    document = request_document(record, await gateway.queue.position(record), await gateway.queue.webhook(record))
     etag = etag_of(document)
     headers = {"etag": etag, "cache-control": "no-cache", **story_headers(record)}
     if not is_ended(record.state):
