@@ -56,6 +56,12 @@ class ScalingPolicy(StrEnum):
     LATENCY = "latency"
 
 
+_DAY = "(?:mon|tue|wed|thu|fri|sat|sun)"
+_TIME = "(?:[01]?[0-9]|2[0-3]):[0-5][0-9]"
+# autoscaler/pool_policy.py reads what this lets through.
+_FLOOR = re.compile(
+    rf"(?:{_DAY}(?:-{_DAY})?(?:,{_DAY}(?:-{_DAY})?)* +)?({_TIME}) *- *({_TIME}|24:00) +[0-9]{{1,5}}", re.IGNORECASE
+)
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 _REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
@@ -219,6 +225,15 @@ class PoolSettings(_Section):
     need_bytes: int = Field(0, ge=0, description="GPU memory a worker needs to start; 0: not known")
     worker: Mapping[str, str] = Field({}, description="worker settings of this pool, like engine=sim,sim_gpu=A100")
     deployment: str | None = Field(None, description="kubernetes launcher: its Deployment; default: autoscaler.deployment")
+
+    @field_validator("floors")
+    @classmethod
+    def _are_floors(cls, floors: tuple[str, ...]) -> tuple[str, ...]:
+        for floor in floors:
+            found = _FLOOR.fullmatch(floor.strip())
+            if not found or found[1].zfill(5) == found[2].zfill(5):
+                raise ValueError(f'{floor!r} is not days, a span of time (UTC) and a number, like "mon-fri 08:00-18:00 2"')
+        return floors
 
 
 class AutoscalerSettings(_Section):
