@@ -5,19 +5,17 @@ Never here: resolving names, who asks.
 
 import ipaddress
 
+# IPv6 hosts on the open internet are all in here.
+_UNICAST = ipaddress.ip_network("2000::/3")
 # What Python calls global although it leads elsewhere, or holds an IPv4 address that a router may unpack.
 _LEADING_ELSEWHERE = tuple(
     ipaddress.ip_network(text)
     for text in (
+        "192.0.0.0/24",  # protocols, and a cloud's metadata
         "192.88.99.0/24",  # 6to4 relays
-        "::/96",  # IPv4-compatible
-        "::ffff:0:0/96",  # IPv4-mapped
-        "::ffff:0:0:0/96",  # IPv4-translated
-        "64:ff9b::/96",  # NAT64
-        "64:ff9b:1::/48",  # NAT64, local
         "2001::/23",  # Teredo, ORCHID and other protocols
         "2002::/16",  # 6to4
-        "fec0::/10",  # site-local
+        "3fff::/20",  # documentation
     )
 )
 
@@ -30,6 +28,8 @@ def is_public(address: str) -> bool:
         return False
     if not found.is_global or found.is_multicast or found.is_reserved or found.is_unspecified:
         return False
+    if found.version == 6 and found not in _UNICAST:
+        return False  # IPv4-mapped, -compatible and -translated, NAT64, site-local: they lead to other addresses
     return not any(found.version == each.version and found in each for each in _LEADING_ELSEWHERE)
 
 
