@@ -38,6 +38,7 @@ class Launch:
     worker: Mapping[str, str] = field(default_factory=dict)
     host: str = ""
     need_bytes: int = 0
+    ordered_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,7 @@ class PoolStatus:
     decided: DecisionRecord
     workers: Mapping[str, int] = field(default_factory=dict)
     cold_start_s: float | None = None
+    tokens_per_s_each: float = 0.0
     unplaceable: str = ""
     override: PoolOverride | None = None
     reports: tuple[LaunchReport, ...] = ()

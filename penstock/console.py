@@ -7,10 +7,12 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from dispatch.settings import Settings
+from penstock.failures import Failure
 
 _PROMPT = "Tell me of the sea"
 
@@ -42,6 +44,14 @@ def try_this(settings: Settings, url: str, logs: Path) -> None:
     _say(f"  curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} \\\n    -d {shlex.quote(body)}\n")
     _say(f'  {_program()} chat "{_PROMPT}"{chosen}{server}\n')
     _say("Ctrl-C stops everything.\n")
+
+
+def last_words(what: str, lines: Sequence[str], log: Path, *, why: str = "") -> Failure:
+    """The failure of a child: it ends with three lines of its own; anything else is shown as it stands."""
+    said = [line for line in lines if line.startswith(("penstock: ", "  why: ", "  do:  "))]
+    told = " ".join(line.partition(": ")[2].strip() for line in said if not line.startswith("  do:")) or " | ".join(lines[-3:])
+    to_do = next((line.partition(":")[2].strip() for line in said if line.startswith("  do:")), "")
+    return Failure(what, why or told, f"{to_do} Its log: {tilde(log)}".strip())
 
 
 def model_name(settings: Settings) -> str:

@@ -1,6 +1,6 @@
 """Where `up` keeps things: the data folder with its one owner, and the logs in it.
 
-Never here: what is written into it (server.py, autoscaler/launchers/local.py).
+Never here: what is written into it (server.py, autoscaler/launchers/children.py).
 """
 
 import fcntl

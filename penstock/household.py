@@ -1,6 +1,7 @@
 """What `up` keeps running: server, gateway, workers; started in order, started again when one dies, stopped in order.
 
-Never here: signals and the command's end (up.py), what a process is (autoscaler/launchers/local.py).
+Never here: signals and the command's end (up.py), how many workers (workforce.py), what a process is
+(autoscaler/launchers/children.py).
 """
 
 import asyncio
@@ -11,20 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from autoscaler.launchers.aftermath import Aftermath
 from autoscaler.launchers.base import Exit, Restarts
-from autoscaler.launchers.local import LocalLauncher, LocalProcesses, role_environment
+from autoscaler.launchers.children import LocalProcesses
+from autoscaler.launchers.local import role_environment
 from dispatch.checks import ServerFacts, wait_until_ready
 from dispatch.configuration import mask_url
-from dispatch.fleet import Fleet
-from dispatch.queue import Queue
-from dispatch.redis_client import connect
 from dispatch.settings import Durability, Settings
 from dispatch.tasks import cancelled
 from penstock import console
 from penstock.failures import Failure
-from penstock.probes import WorkerNews, announce_workers, base_url, until_gateway_ready
+from penstock.probes import base_url, until_gateway_ready
 from penstock.server import ServerPlan, find_binary, free_port, plan_server, written_by
+from penstock.workforce import Workforce
 
 _T = TypeVar("_T")
 
@@ -36,10 +35,10 @@ _SERVER_STOP_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to keep running. `port_wished`: somebody asked for that very port."""
+    """What to keep running. `workers`: the least and most, None for the default. `port_wished`: somebody asked for that port."""
 
     settings: Settings
-    workers: int
+    workers: tuple[int, int] | None
     ephemeral: bool
     port_wished: bool
 
@@ -55,13 +54,11 @@ class Household:
         self._folder = folder
         self._lock = lock
         self._processes = LocalProcesses(logs)
-        self._launcher = LocalLauncher(self._processes, os.environ)
-        self._workers = [f"worker-{i}" for i in range(1, wanted.workers + 1)]
+        self._logs = logs
+        self._workforce: Workforce | None = None
         self._plan: ServerPlan | None = None
         self._pids: dict[str, int] = {}
         self._restarts: dict[str, Restarts] = {}
-        self._given_up: set[str] = set()
-        self._news = WorkerNews()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -70,40 +67,28 @@ class Household:
             free_port(self._settings.gateway.host, self._settings.gateway.port, tries=1)
         await self._find_server()
         await self._find_gateway()
-        for name in self._workers:
-            await self._start(name)
-            worker = self._settings.worker
-            on = f" on {worker.device}" if worker.engine == "transformers" and worker.device != "auto" else ""
-            console.part(name, f"{console.model_name(self._settings)}, engine {worker.engine}{on}: starting")
-        if not self._workers:
-            console.part("workers", "none (--workers 0): requests wait until one comes")
+        self._workforce = Workforce(self._settings, self._wanted.workers, self._logs, ours=self._plan is not None)
+        self._workforce.introduce()
         console.try_this(self._settings, base_url(self._settings), self._processes.log(_GATEWAY).parent)
 
     async def watch(self) -> None:
         """Start again what dies; raises Failure when something vital is beyond help."""
-        url = self._settings.redis.url
-        assert url is not None
-        telling = asyncio.create_task(announce_workers(url, self._pids, self._news), name="announce workers")
-        redis = connect(url, max_connections=2)
-        aftermath = Aftermath(Queue(redis, self._settings.queue.rules()), Fleet(redis))
+        assert self._workforce is not None
+        tasks = [asyncio.ensure_future(role) for role in (self._workforce.run(), self._watch_the_vital())]
         try:
-            async for end in self._processes.exits():
-                if end.name in self._workers:
-                    self._spawn(_move_on(aftermath, end), f"move on what {end.name} held")
-                if self._pids.get(end.name) == end.pid:
-                    self._mend(end)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            await cancelled(telling)
-            await redis.aclose()
+            await cancelled(*tasks)
 
     async def stop(self, at_once: asyncio.Event) -> None:
         """Workers drain, then the gateway's streams end, the server goes last; with `at_once` nothing is waited for."""
         await cancelled(*self._tasks)
         hurry = asyncio.create_task(self._hurry(at_once))
-        settings = self._settings
-        running = [name for name in self._workers if self._processes.alive(name)]
-        await asyncio.gather(*(self._launcher.retire(n, drain_timeout_s=settings.worker.drain_timeout_s) for n in running))
-        await self._processes.stop(_GATEWAY, timeout_s=settings.gateway.drain_timeout_s + 3)
+        if self._workforce is not None:
+            await self._workforce.stop()
+        await self._processes.stop(_GATEWAY, timeout_s=self._settings.gateway.drain_timeout_s + 3)
         await self._processes.stop(_SERVER, timeout_s=_SERVER_STOP_S)
         await cancelled(hurry)
 
@@ -162,11 +147,9 @@ class Household:
         if name == _SERVER:
             assert self._plan is not None
             launched = await self._processes.start(name, self._plan.command, os.environ, pass_fds=[self._lock])
-        elif name == _GATEWAY:
+        else:
             command = [sys.executable, "-m", "penstock", "gateway"]
             launched = await self._processes.start(name, command, role_environment(os.environ, self._settings))
-        else:
-            launched = await self._launcher.launch(name, self._settings)
         self._pids[name] = launched.pid
 
     async def _while_alive(self, name: str, ready: Awaitable[_T]) -> _T:
@@ -183,23 +166,19 @@ class Household:
 
     # ---- watching
 
+    async def _watch_the_vital(self) -> None:
+        async for end in self._processes.exits():
+            if self._pids.get(end.name) == end.pid:
+                self._mend(end)
+
     def _mend(self, end: Exit) -> None:
         restarts = self._restarts.get(end.name, Restarts()).after(end)
         self._restarts[end.name] = restarts
         delay_s = restarts.delay_s(end)
-        # An engine that could not start even once (no such model, no such device) will not start the next time either.
-        hopeless = end.name in self._workers and end.code > 0 and end.name not in self._news.ready
-        if delay_s is not None and not hopeless:
-            console.event(f"{end}; starting it again in {delay_s:g} s")
-            self._spawn(self._start_later(end.name, delay_s), f"restart {end.name}")
-            return
-        self._given_up.add(end.name)
-        failure = self._last_words(f"{end}, and starting it again does not help", end.name)
-        failure.why = self._news.errors.get(end.name) or failure.why
-        left = set(self._workers) - self._given_up
-        if end.name in (_SERVER, _GATEWAY) or not left:
-            raise failure
-        console.event(f"{failure.what}; {len(left)} of {len(self._workers)} workers left. {failure.to_do}")
+        if delay_s is None:
+            raise self._last_words(f"{end}, and starting it again does not help", end.name)
+        console.event(f"{end}; starting it again in {delay_s:g} s")
+        self._spawn(self._start_later(end.name, delay_s), f"restart {end.name}")
 
     async def _start_later(self, name: str, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
@@ -211,23 +190,13 @@ class Household:
         task.add_done_callback(self._tasks.discard)
 
     def _last_words(self, what: str, name: str) -> Failure:
-        """A child of ours ends with three lines of its own; anything else is shown as it stands."""
-        lines = self._processes.tail(name)
-        said = [line for line in lines if line.startswith(("penstock: ", "  why: ", "  do:  "))]
-        why = " ".join(line.partition(": ")[2].strip() for line in said if not line.startswith("  do:")) or " | ".join(lines[-3:])
-        to_do = next((line.partition(":")[2].strip() for line in said if line.startswith("  do:")), "")
-        return Failure(what, why, f"{to_do} Its log: {console.tilde(self._processes.log(name))}".strip())
+        return console.last_words(what, self._processes.tail(name), self._processes.log(name))
 
     async def _hurry(self, at_once: asyncio.Event) -> None:
         await at_once.wait()
-        for name in (*self._workers, _GATEWAY):
-            self._processes.kill(name)
-
-
-async def _move_on(aftermath: Aftermath, end: Exit) -> None:
-    moved = await aftermath.of(end)
-    if moved:
-        console.event(f"{moved} request{'s' if moved > 1 else ''} of {end.name} moved on")
+        if self._workforce is not None:
+            self._workforce.kill()
+        self._processes.kill(_GATEWAY)
 
 
 def _with(settings: Settings, section: str, **values: object) -> Settings:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import httpx2
@@ -55,15 +55,15 @@ class WorkerNews:
     errors: dict[str, str] = field(default_factory=dict)
 
 
-async def announce_workers(url: str, pids: Mapping[str, int], news: WorkerNews) -> None:
-    """Say when each of our workers gets on with loading, is ready, or reports an error. `pids` may change meanwhile."""
+async def announce_workers(url: str, pids: Callable[[], Mapping[str, int]], news: WorkerNews) -> None:
+    """Say when each of our workers gets on with loading, is ready, or reports an error. `pids`: the living, by name."""
     redis = connect(url, max_connections=2)
     fleet = Fleet(redis)
     told: dict[int, str] = {}
     told_at: dict[int, float] = {}
     try:
         while True:
-            names = {pid: name for name, pid in pids.items()}
+            names = {pid: name for name, pid in pids().items()}
             try:
                 beats = [beat for beat in await fleet.workers() if beat.pid in names]
             except (STORE_FAULT, OSError, PenstockError):

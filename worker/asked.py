@@ -13,7 +13,7 @@ _log = logging.getLogger("penstock.worker")
 
 
 class AskedToDrain:
-    """Looked up with every beat. `names` are those it may be asked by: its id of now, its order. `on_change` hears of both ways."""
+    """Looked up with every beat. `names`: those it may be asked by, its id and its order. `on_change` hears of both ways."""
 
     def __init__(self, fleet: Fleet, names: Callable[[], tuple[str, ...]], on_change: Callable[[], None]) -> None:
         self.asked = False

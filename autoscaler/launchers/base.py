@@ -11,7 +11,7 @@ from dispatch.scaling import LaunchReport, Orders
 
 _FIRST_DELAY_S = 0.5
 _LONGEST_DELAY_S = 30.0
-_HEALTHY_LIFE_S = 10.0
+HEALTHY_LIFE_S = 10.0
 _MOST_FAILURES = 6
 _USAGE = 2
 
@@ -91,7 +91,7 @@ class Restarts:
 
     def after(self, end: Exit) -> "Restarts":
         """With one more end; a healthy life before it forgets the ones before."""
-        return Restarts(1 if end.lived_s >= _HEALTHY_LIFE_S else self.failures + 1)
+        return Restarts(1 if end.lived_s >= HEALTHY_LIFE_S else self.failures + 1)
 
     def delay_s(self, end: Exit) -> float | None:
         """How long to wait before the next start; None: starting it again would not help."""

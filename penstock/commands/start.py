@@ -1,4 +1,4 @@
-"""The verbs that start something: up, gateway, worker."""
+"""The verbs that start something: up, gateway, worker, autoscaler."""
 
 import argparse
 import importlib.util
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _LOCAL_REDIS = "redis://127.0.0.1:6379/0"
 _REDIS_PATIENCE_S = 3.0
 """Roles and Redis often start at the same moment; a wrong URL should still be told of soon."""
+_MOST_WORKERS = 1000
 
 
 def add_up(group: Any) -> None:
@@ -24,7 +25,7 @@ def add_up(group: Any) -> None:
         "up",
         run_up,
         help="run everything here: server, gateway, workers",
-        example="penstock up\npenstock up --model ./my-model --workers 2 --port 9000\npenstock up --engine sim --ephemeral",
+        example="penstock up\npenstock up --model ./my-model --workers 0..4 --port 9000\npenstock up --engine sim --ephemeral",
     )
     add_setting(parser, "--model", "worker.model", metavar="MODEL", help="`demo`, a model folder or a hub id (default demo)")
     add_setting(parser, "--name", "worker.served_name", metavar="NAME", help="the name clients use for the model")
@@ -33,7 +34,12 @@ def add_up(group: Any) -> None:
     add_setting(
         parser, "--upstream-url", "worker.upstream_url", metavar="URL", help="upstream engine: an OpenAI-compatible server"
     )
-    parser.add_argument("--workers", type=_count, default=1, metavar="N", help="how many workers (default 1)")
+    parser.add_argument(
+        "--workers",
+        type=_bounds,
+        metavar="N|A..B",
+        help="how many workers: N, or A to B by load (default 0..2, the first at once; with a GPU 0..1)",
+    )
     add_setting(parser, "--host", "gateway.host", metavar="HOST", help="address to listen on (default 127.0.0.1)")
     add_setting(parser, "--port", "gateway.port", metavar="PORT", help="port to listen on (default 8000, or the next free one)")
     add_setting(parser, "--data", "data_dir", metavar="DIR", help="where requests are kept (default ~/.local/share/penstock)")
@@ -81,6 +87,28 @@ def add_worker(group: Any) -> None:
     add_shared_settings(parser)
 
 
+def add_autoscaler(group: Any) -> None:
+    """`penstock autoscaler`."""
+    parser = add_verb(
+        group,
+        "autoscaler",
+        run_autoscaler,
+        help="run the autoscaler: as many workers as the queue needs",
+        example="penstock autoscaler --redis redis://10.0.0.5:6379/0\npenstock autoscaler --dry-run --launcher agents",
+    )
+    add_setting(parser, "--launcher", "autoscaler.launcher", metavar="NAME", help="agents, docker, kubernetes or exec")
+    add_setting(parser, "--group", "autoscaler.group", metavar="NAME", help="autoscalers of one group take turns (default main)")
+    add_setting(parser, "--port", "autoscaler.port", metavar="PORT", help="port of /livez, /readyz and /metrics (default none)")
+    parser.add_argument(
+        "--dry-run",
+        dest="setting:autoscaler.dry_run",
+        action="store_const",
+        const=True,
+        help="decide and record, and change nothing",
+    )
+    add_shared_settings(parser)
+
+
 def run_up(args: argparse.Namespace) -> int:
     """Start all and watch over it until Ctrl-C."""
     from dispatch.configuration import load
@@ -114,6 +142,14 @@ def run_worker(args: argparse.Namespace) -> int:
     from worker.serve import run
 
     return int(run(settings) or OK)
+
+
+def run_autoscaler(args: argparse.Namespace) -> int:
+    """Scale until SIGTERM or Ctrl-C."""
+    settings = _role_settings(args, "autoscaler")
+    from autoscaler.daemon import serve
+
+    return int(serve(settings) or OK)
 
 
 def _role_settings(args: argparse.Namespace, service: str) -> "Settings":
@@ -168,11 +204,13 @@ def _refuse_bad_name(settings: "Settings") -> None:
     served_name(settings.worker, model_name(settings))
 
 
-def _count(text: str) -> int:
+def _bounds(text: str) -> tuple[int, int]:
+    """`N` or `A..B`."""
+    least, dots, most = text.partition("..")
     try:
-        number = int(text)
+        bounds = int(least), int(most if dots else least)
     except ValueError:
-        number = -1
-    if not 0 <= number <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1000")
-    return number
+        bounds = -1, -1
+    if not 0 <= bounds[0] <= bounds[1] <= _MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {_MOST_WORKERS}, nor two like 0..4")
+    return bounds

@@ -39,13 +39,17 @@ def test_all_verbs_of_the_issue_are_there() -> None:
         "up",
         "gateway",
         "worker",
+        "autoscaler",
+        "agent",
         "chat",
         "submit",
         "request",
         "requests",
         "dead",
+        "top",
         "ps",
         "queues",
+        "scale",
         "simulate",
         "doctor",
         "config",
@@ -53,6 +57,8 @@ def test_all_verbs_of_the_issue_are_there() -> None:
     assert top == expected
     assert {verb[1] for verb in verbs() if verb[0] == "request" and len(verb) > 1} == {"show", "why", "stream", "cancel", "retry"}
     assert {verb[1] for verb in verbs() if verb[0] == "dead" and len(verb) > 1} == {"list", "show", "retry", "purge"}
+    scale = {"show", "explain", "set", "pause", "resume", "history"}
+    assert {verb[1] for verb in verbs() if verb[0] == "scale" and len(verb) > 1} == scale
 
 
 @pytest.mark.parametrize("verb", [(), *verbs()], ids=" ".join)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoscaler.launchers.base import Exit, Restarts
-from autoscaler.launchers.local import LocalProcesses
+from autoscaler.launchers.children import LocalProcesses
 
 READY_THEN_DRAIN = """
 import signal, sys, time

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import statistics
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from autoscaler.launchers.aftermath import Aftermath
-from autoscaler.launchers.local import LocalLauncher, LocalProcesses
+from autoscaler.launchers.children import LocalProcesses
+from autoscaler.launchers.local import worker_environment
 from dispatch.fleet import Fleet
 from dispatch.messages import EntryKind, LogEntry
 from dispatch.queue import Queue
 from dispatch.records import RequestRecord
 from dispatch.rules import QueueRules
+from dispatch.scaling import Launch
 from dispatch.settings import Settings
 from dispatch.states import RequestState, WorkerState
 from dispatch.tasks import cancelled
@@ -33,15 +36,17 @@ def rules(request: pytest.FixtureRequest) -> QueueRules:
 
 
 class Launched:
-    """A launcher with sim workers (H100) as `up` has them, by name and process id."""
+    """Sim workers (H100) as `up` starts them, by name and process id."""
 
-    def __init__(self, launcher: LocalLauncher, processes: LocalProcesses, settings: Settings, fleet: Fleet) -> None:
+    def __init__(self, processes: LocalProcesses, settings: Settings, fleet: Fleet) -> None:
         self.processes = processes
         self.pids: dict[str, int] = {}
-        self._launcher, self._settings, self._fleet = launcher, settings, fleet
+        self._settings, self._fleet = settings, fleet
 
     async def start(self, name: str) -> None:
-        self.pids[name] = (await self._launcher.launch(name, self._settings)).pid
+        environment = worker_environment(os.environ, self._settings, Launch(name, "p"))
+        launched = await self.processes.start(name, [sys.executable, "-m", "penstock", "worker"], environment)
+        self.pids[name] = launched.pid
 
         async def is_ready() -> bool:
             return any(h.pid == self.pids[name] and h.state is WorkerState.READY for h in await self._fleet.workers())
@@ -62,11 +67,10 @@ async def launched(
     numbers = {"engine": "sim", "sim_gpu": "H100", "heartbeat_s": 0.5, "drain_timeout_s": 0.5, **worker}
     settings = Settings.model_validate({"redis": {"url": url}, "queue": {"lease_s": lease_s}, "worker": numbers})
     processes = LocalProcesses(folder)
-    launcher = LocalLauncher(processes, os.environ)
-    house, aftermath = Launched(launcher, processes, settings, fleet), Aftermath(queue, fleet)
+    house, aftermath = Launched(processes, settings, fleet), Aftermath(queue, fleet)
 
     async def watch() -> None:
-        async for end in launcher.exits():
+        async for end in processes.exits():
             await aftermath.of(end)
 
     watching = asyncio.create_task(watch())
