@@ -93,7 +93,7 @@ def launch_document(report: LaunchReport) -> dict[str, Any]:
         "state": report.state,
         "host": report.host or None,
         "pid": report.pid or None,
-        "since_ms": report.since_ms or None,
+        "since_at_ms": report.since_ms or None,
         "exits": report.exits,
         "error": report.error or None,
         "last_words": list(report.last_words),

@@ -66,13 +66,21 @@ class Gateway:
     ) -> Any:
         """The JSON answer (None if it has no body). Raises Failure."""
         given = {name: value for name, value in (params or {}).items() if value is not None}
+        response = self._answered(method, path, json=body, params=given, headers=dict(headers or {}))
+        return response.json() if response.content else None
+
+    def text(self, path: str) -> str:
+        """A page that is no JSON. Raises Failure."""
+        return str(self._answered("GET", path).text)
+
+    def _answered(self, method: str, path: str, **kwargs: Any) -> httpx2.Response:
         try:
-            response = self._client.request(method, path, json=body, params=given, headers=dict(headers or {}))
+            response = self._client.request(method, path, **kwargs)
         except httpx2.TransportError as error:
             raise self._unreachable(error) from error
         if response.status_code >= 400:
             raise _refused(response.status_code, response.content)
-        return response.json() if response.content else None
+        return response
 
     def stream(
         self, path: str, body: Any, headers: Mapping[str, str] | None = None, *, deadline: float | None = None

@@ -1,6 +1,6 @@
 """One file per group of verbs; each adds its own. A new verb is one function in a file and one row here."""
 
-from penstock.commands import chat, check, dead, requests, simulate, start, submit, watch
+from penstock.commands import chat, check, dead, requests, scale, simulate, start, submit, top, watch
 
 COMMANDS = (
     start.add_up,
@@ -11,8 +11,10 @@ COMMANDS = (
     requests.add_request,
     requests.add_requests,
     dead.add_dead,
+    top.add_top,
     watch.add_ps,
     watch.add_queues,
+    scale.add_scale,
     simulate.add_simulate,
     check.add_doctor,
     check.add_config,

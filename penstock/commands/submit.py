@@ -92,8 +92,10 @@ def follow(gateway: "Gateway", request: str, output: str, *, live: bool, timeout
                 sys.stdout.flush()
             elif as_it_comes:
                 print(json.dumps({"id": event.id, "event": event.kind, **pieces[-1]}, ensure_ascii=False), flush=True)
-    if not end:  # the client had it all: only how it ended is missing
-        end = {"state": gateway.call("GET", f"/v1/requests/{request}")["status"]}
+    if end:
+        end = {"status": end.pop("state", None), **end}  # as all other pages say it
+    else:  # the client had it all: only how it ended is missing
+        end = {"status": gateway.call("GET", f"/v1/requests/{request}")["status"]}
     if output == "table":
         print("" if live else "".join(_text(piece) for piece in pieces))
     elif output == "jsonl" and live:
@@ -103,16 +105,16 @@ def follow(gateway: "Gateway", request: str, output: str, *, live: bool, timeout
         outputs = [piece["output"] for piece in pieces if "output" in piece]
         document = {"id": request, **end, "text": text, **({"outputs": outputs} if outputs else {})}
         print(json.dumps(document, ensure_ascii=False, indent=2 if output == "json" else None))
-    state = end.get("state")
-    if state == "completed":
+    status = end.get("status")
+    if status == "completed":
         return OK
     error = end.get("error") or {}
     why = error.get("message") or ""
-    raise Failure(f"The request {request} {_ended(state)}", f"{why} ({error['code']})" if error.get("code") else why, "", FAILED)
+    raise Failure(f"The request {request} {_ended(status)}", f"{why} ({error['code']})" if error.get("code") else why, "", FAILED)
 
 
-def _ended(state: object) -> str:
-    return {"failed": "failed", "cancelled": "was cancelled", "expired": "expired"}.get(str(state), f"ended as {state}")
+def _ended(status: object) -> str:
+    return {"failed": "failed", "cancelled": "was cancelled", "expired": "expired"}.get(str(status), f"ended as {status}")
 
 
 def _text(piece: dict[str, Any]) -> str:

@@ -84,7 +84,7 @@ def test_a_conversation_by_stdin(shared: Up) -> None:
 
 def test_submit_and_look_again(shared: Up) -> None:
     answer = shared.json("submit", "hello", "--max-tokens", "12")
-    assert (answer["state"], answer["usage"]["completion_tokens"]) == ("completed", 12)
+    assert (answer["status"], answer["usage"]["completion_tokens"]) == ("completed", 12)
     assert shared.verb("request", "stream", answer["id"]).stdout == answer["text"] + "\n"
     assert shared.json("request", "show", answer["id"])["status"] == "completed"
     assert answer["id"] in [r["id"] for r in shared.json("requests")["data"]]
