@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import time
@@ -28,9 +29,9 @@ _PROGRAMS = ("/bin/sh", "/bin/sleep")
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI, socket: Path) -> AsyncIterator[None]:
+async def serving(app: FastAPI, listens: Path) -> AsyncIterator[None]:
     """The app on a unix socket."""
-    server = uvicorn.Server(uvicorn.Config(app, uds=str(socket), log_level="error", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, uds=str(listens), log_level="error", lifespan="off"))
     task = asyncio.create_task(server.serve())
     while not server.started:
         assert not task.done(), "the stub did not start"
@@ -45,16 +46,16 @@ def docker_engine(folder: Path) -> Iterator[str]:
     """A private engine with the images of ENTRYPOINTS: its address. Skips where none can run."""
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
         pytest.skip("no Docker engine can be started here: that takes root and dockerd")
-    socket = folder / "docker.sock"
+    listens = folder / "docker.sock"
     command = ["dockerd", "--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"]
-    command += ["-H", f"unix://{socket}", "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")]
+    command += ["-H", f"unix://{listens}", "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")]
     command += ["--pidfile", str(folder / "pid")]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(socket)), base_url="http://docker", timeout=20) as client:
-            if not _answers(client, process):
-                pytest.skip(f"dockerd does not start here: {(folder / 'log').read_text(errors='replace')[-300:]}")
+        if not _answers(listens, process):
+            pytest.skip(f"dockerd does not start here: {(folder / 'log').read_text(errors='replace')[-300:]}")
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(listens)), base_url="http://docker", timeout=20) as client:
             for name, entrypoint in ENTRYPOINTS.items():
                 quoted = entrypoint.replace('"', '\\"')
                 params = {
@@ -64,7 +65,7 @@ def docker_engine(folder: Path) -> Iterator[str]:
                     "changes": f'ENTRYPOINT ["/bin/sh","-c","{quoted}"]',
                 }
                 client.post("/images/create", params=params, content=_filesystem()).raise_for_status()
-            yield f"unix://{socket}"
+            yield f"unix://{listens}"
             for container in client.get("/containers/json", params={"all": "true"}).json():
                 client.delete(f"/containers/{container['Id']}", params={"force": "true"}).raise_for_status()
     finally:
@@ -76,12 +77,12 @@ def docker_engine(folder: Path) -> Iterator[str]:
             process.wait()
 
 
-def _answers(client: httpx2.Client, process: "subprocess.Popen[bytes]") -> bool:
+def _answers(address: Path, process: "subprocess.Popen[bytes]") -> bool:
     give_up_at = time.monotonic() + 20
     while time.monotonic() < give_up_at and process.poll() is None:
-        with contextlib.suppress(httpx2.HTTPError):
-            if client.get("/_ping").is_success:
-                return True
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(str(address))
+            return True
         time.sleep(0.1)
     return False
 
