@@ -271,6 +271,7 @@ class AgentSettings(_Section):
     secret: SecretStr | None = Field(None, description="signs the bell; the same for autoscaler, gateways and agents")
     webhooks: bool = Field(True, description="deliver webhooks, too")
     state_dir: Path | None = Field(None, description="what it must find again after a restart; default: ~/.local/state/penstock")
+    fake_gpus: tuple[str, ...] = Field((), description="GPUs to play, like A10=24,A10=24 (GiB); for tests")
 
 
 class WebhookSettings(_Section):
