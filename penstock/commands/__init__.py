@@ -6,6 +6,7 @@ COMMANDS = (
     start.add_up,
     start.add_gateway,
     start.add_worker,
+    start.add_autoscaler,
     chat.add_chat,
     submit.add_submit,
     requests.add_request,

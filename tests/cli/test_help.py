@@ -39,6 +39,7 @@ def test_all_verbs_of_the_issue_are_there() -> None:
         "up",
         "gateway",
         "worker",
+        "autoscaler",
         "agent",
         "chat",
         "submit",
