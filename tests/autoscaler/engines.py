@@ -18,6 +18,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from tests.ports import free_port
+
 # What a container of each image does.
 ENTRYPOINTS = {
     "obedient": "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done",
@@ -37,6 +39,20 @@ async def serving(app: FastAPI, listens: Path) -> AsyncIterator[None]:
         assert not task.done(), "the stub did not start"
         await asyncio.sleep(0.01)
     yield
+    server.should_exit = True
+    await task
+
+
+@contextlib.asynccontextmanager
+async def serving_http(app: FastAPI) -> AsyncIterator[str]:
+    """The app on a port of this machine: its URL."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not task.done(), "the stub did not start"
+        await asyncio.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     await task
 
