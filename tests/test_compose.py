@@ -1,8 +1,12 @@
 """docker-compose.yml: valid by docker-compose's own reading (no engine needed), and what it promises."""
 
+import json
 import os
+import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,8 @@ def test_docker_compose_accepts_it() -> None:
     read = yaml.safe_load(done.stdout)["services"]
     assert read["redis"]["image"] == "redis:8"
     assert read["worker"]["environment"]["PENSTOCK_WORKER__MODEL"] == "org/model"
+    pools = json.loads(read["autoscaler"]["environment"]["PENSTOCK_AUTOSCALER__POOLS"])
+    assert pools == {"main": {"model": "org/model", "min": 0, "max": 4}}
 
 
 def test_an_api_key_is_required() -> None:
@@ -68,18 +74,66 @@ def test_the_worker_reserves_a_gpu(services: dict[str, Any]) -> None:
     assert device["capabilities"] == ["gpu"]
 
 
-def test_every_penstock_variable_in_it_is_a_setting(services: dict[str, Any], tmp_path: Path) -> None:
-    for service in services.values():
-        given = {name: "x" * 8 for name in service.get("environment", {}) if name.startswith("PENSTOCK_")}
-        given |= {"PENSTOCK_REDIS__URL": "redis://redis:6379/0"} if "PENSTOCK_REDIS__URL" in given else {}
-        load_settings({}, environment=given, folder=tmp_path)
+def resolved(value: str) -> str:
+    """The value as it is without any variable set; one that must be given is eight characters."""
+    return re.sub(r"\$\{\w+:([-?])([^}]*)\}", lambda m: m[2] if m[1] == "-" else "x" * 8, value)
+
+
+def test_every_penstock_variable_in_it_is_a_setting_with_a_valid_value(services: dict[str, Any], tmp_path: Path) -> None:
+    loaded = {}
+    for name, service in services.items():
+        variables = {n: resolved(v) for n, v in service.get("environment", {}).items() if n.startswith("PENSTOCK_")}
+        loaded[name] = load_settings({}, environment=variables, folder=tmp_path)
+    assert {s.redis.url for n, s in loaded.items() if n != "redis"} == {"redis://redis:6379/0"}
+    pool = loaded["autoscaler"].autoscaler.pools["main"]
+    assert (pool.model, pool.min, pool.max) == (loaded["worker"].worker.model, 0, 4)
+    assert loaded["autoscaler"].autoscaler.group == loaded["agent"].agent.group
+
+
+def test_workers_come_by_an_agent_or_fixed_and_only_when_asked_for(services: dict[str, Any]) -> None:
+    assert {name: service.get("profiles") for name, service in services.items() if service.get("profiles")} == {
+        "agent": ["agent"],
+        "worker": ["worker"],
+    }
+    assert "depends_on" not in services["agent"]  # on another host it stands alone
+    assert services["agent"]["hostname"] == services["agent"]["environment"]["PENSTOCK_AGENT__HOST"]
+    (device,) = services["agent"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", "all", ["gpu"])
+
+
+def test_the_autoscaler_is_asked_for_its_own_health(services: dict[str, Any]) -> None:
+    """Its image's check asks a gateway's port."""
+    autoscaler = services["autoscaler"]
+    assert f"127.0.0.1:{autoscaler['environment']['PENSTOCK_AUTOSCALER__PORT']}/livez" in autoscaler["healthcheck"]["test"][-1]
+
+
+def test_the_agents_workers_drain_before_its_container_ends(services: dict[str, Any], tmp_path: Path) -> None:
+    """The command is run as it stands, with a `penstock` that notes how it was called."""
+    calls = tmp_path / "calls"
+    fake = tmp_path / "penstock"
+    fake.write_text(
+        f"#!/bin/sh\ntrap 'echo ended >>{calls}; exit 0' TERM\n"
+        f'echo "$@" >>{calls}\n[ "$2" = --stop-workers ] && exit 0\nwhile :; do sleep 0.02; done\n'
+    )
+    fake.chmod(0o755)
+    (command,) = services["agent"]["command"]
+    process = subprocess.Popen(
+        [*services["agent"]["entrypoint"], command.replace("$$", "$")], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    )
+    give_up_at = time.monotonic() + 10
+    while not calls.exists() or calls.read_text() != "agent\n":
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert calls.read_text().splitlines() == ["agent", "ended", "agent --stop-workers"]
 
 
 def test_the_worker_may_write_where_its_volume_is_mounted(services: dict[str, Any]) -> None:
     """A new volume takes the owner of the image's folder; without one it would be root's, and every download would fail."""
     stage = (ROOT / "Dockerfile").read_text().partition("\nFROM runtime AS worker\n")[2]
     before_user, _, after_user = stage.partition("USER 10001")
-    for volume in services["worker"]["volumes"]:
+    for volume in services["worker"]["volumes"] + services["agent"]["volumes"]:
         folder = volume.split(":")[1]
         assert f"mkdir -p {folder} && chown -R 10001:10001 " in before_user
         assert folder.startswith(before_user.partition("chown -R 10001:10001 ")[2].split()[0])
