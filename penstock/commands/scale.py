@@ -242,17 +242,13 @@ def _place(row: Row) -> tuple[int, int]:
     return int(ms), int(number)
 
 
-def _again(row: Row) -> str:
-    return f"{row['repeated']} like the last before it" if row["repeated"] else ""
-
-
 _PAST: Sequence[Column] = (
     ("when", lambda d: moment(d["at_ms"])),
     ("pool", lambda d: d["pool"]),
     ("decision", lambda d: _step(d)),
     ("reason", lambda d: d["reason"]),
     ("held by", lambda d: ", ".join(d["limits"])),
-    ("", _again),
+    ("not told", lambda d: f"{d['repeated']} like the one before" if d["repeated"] else ""),
 )
 
 
