@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ARGS ?=
+# Most tests wait for processes: three at a time keep two cores busy. A file's tests stay together.
+TEST_WORKERS ?= 3
 SEED ?= 7
 MINUTES ?= 3
 TOPOLOGY ?= single
@@ -14,7 +16,7 @@ up: $(VENV)/.installed ## Run everything here; make up ARGS="--model PATH --work
 	@exec $(BIN)/penstock up $(ARGS)
 
 test: $(VENV)/.installed-dev debian-packages ## The whole test suite; make test ARGS="tests/cli -k settings"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n $(TEST_WORKERS) --dist loadfile)
 
 check: $(VENV)/.installed-dev ## Lint, format, types, import directions, import circles
 	$(BIN)/ruff check .

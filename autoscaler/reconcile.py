@@ -80,6 +80,7 @@ class Reconciler:
         self._dry_run = dry_run
         self._orders: Orders | None = None
         self._memory: dict[str, _Memory] = {}
+        self._asked: set[str] = set()  # to drain, by us
 
     @property
     def leads(self) -> bool:
@@ -164,7 +165,11 @@ class Reconciler:
             )
         except PenstockError as error:
             seen = Seen(around.now_ms / 1000, blind=error.message)
-        decision, memory.history = decide(seen, pool.policy, memory.history)
+        unknown = not seen.blind and await self._fleet.card(pool.model) is None
+        policy = replace(pool.policy, min=max(pool.policy.min, min(1, pool.policy.max))) if unknown else pool.policy
+        decision, memory.history = decide(seen, policy, memory.history)
+        if unknown:
+            decision = replace(decision, reason=f"{decision.reason}; no worker of {pool.model} ever ran: one brings its card")
         if seen.blind or pool.policy.paused:
             return _Told(pool, seen, decision, Arrangement(orders), reports)
         arrangement = arrange(
@@ -208,13 +213,15 @@ class Reconciler:
         return orders
 
     async def _ask_to_drain(self, told: list[_Told], around: Around) -> None:
-        """Those that retire are asked with every tick: Redis may have forgotten. Those kept or gone are asked no more."""
-        retiring = [name for each in told for name in each.arrangement.orders.retiring]
+        """Those that retire are asked, again if Redis forgot; those kept are asked no more, nor those that are gone for good."""
+        retiring = {name for each in told for name in each.arrangement.orders.retiring}
         ours = {launch.id for each in told for launch in each.arrangement.orders.launches}
-        done = {name for each in told for name in (*each.arrangement.kept, *each.arrangement.ended, *each.arrangement.replaced)}
-        stale = [name for name in around.drains if name in done or (name in ours and name not in retiring)]
-        await self._fleet.take_back_drain(*stale)
+        there = ours.union(*(each.reports for each in told))
+        kept = [name for name in around.drains if name in ours and name not in retiring]
+        gone = [name for name in self._asked if name not in there]
+        await self._fleet.take_back_drain(*kept, *gone)
         await self._fleet.ask_to_drain(*(name for name in retiring if name not in around.drains), now_ms=around.now_ms)
+        self._asked = (self._asked | retiring) & there
 
     async def _apply(self, orders: Orders, pools: list[Pool]) -> None:
         for name, launcher in self._launchers.items():

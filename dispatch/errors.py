@@ -45,6 +45,7 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "idempotency_mismatch": ErrorKind(422, Fault.CLIENT, False, "The Idempotency-Key was used with another body"),
     "context_length_exceeded": ErrorKind(400, Fault.CLIENT, False, "Prompt and answer do not fit the model's context"),
     "unschedulable": ErrorKind(422, Fault.CLIENT, False, "No worker can ever hold this request"),
+    "model_loading": ErrorKind(503, Fault.SERVER, True, "The model's first worker is starting"),
     "queue_full": ErrorKind(429, Fault.SERVER, True, "The backlog is full"),
     "draining": ErrorKind(503, Fault.SERVER, True, "This gateway is shutting down"),
     "redis_unavailable": ErrorKind(503, Fault.OPERATOR, True, "Redis does not answer"),

@@ -79,6 +79,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         feed.doubt_all()
 
     watch.on_change, feed.on_end, feed.unsettled = on_change, promises.forget, promises.unsettled
+    scaling = ScaleStore(redis)
     gateway = Gateway(
         settings=settings,
         redis=redis,
@@ -87,10 +88,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         feed=feed,
         watch=watch,
         promises=promises,
-        cards=Cards(fleet),
+        cards=Cards(fleet, scaling),
         tokenizers=Tokenizers(fleet),
         lengths=KnownLengths(Lengths(redis)),
-        scale=ScaleStore(redis),
+        scale=scaling,
         metrics=GatewayMetrics(_version()),
         version=_version(),
     )

@@ -24,17 +24,22 @@ from gateway.tokenizing import Tokenizers
 from gateway.watching import Watch
 
 _CARD_KEPT_S = 1.0
+_LOADING_AGAIN_S = 2
 
 
 class Cards:
     """Model cards, looked up at most once a second each."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, scale: ScaleStore) -> None:
         self._fleet = fleet
+        self._scale = scale
         self._kept: dict[str, tuple[float, ModelCard]] = {}
 
     async def get(self, model: str) -> ModelCard:
-        """The card. Raises PenstockError("model_not_found") naming the models there are."""
+        """The card. Raises PenstockError("model_not_found") naming the models there are.
+
+        "model_loading": a pool has that model, and no worker of it ever ran: the first one brings the card.
+        """
         kept = self._kept.get(model)
         if kept is not None and time.monotonic() - kept[0] < _CARD_KEPT_S:
             return kept[1]
@@ -43,6 +48,7 @@ class Cards:
         card = await self._fleet.card(check_model_name(model))
         if card is None:
             self._kept.pop(model, None)
+            await self._refuse_if_awaited(model)
             names = [c.name for c in await self._fleet.cards()]
             known = f"Models here: {', '.join(names[:20])}." if names else "No worker has published a model yet: start one."
             raise PenstockError(
@@ -50,6 +56,17 @@ class Cards:
             )
         self._kept[model] = (time.monotonic(), card)
         return card
+
+    async def _refuse_if_awaited(self, model: str) -> None:
+        pools = [status for status in (await self._scale.statuses()).values() if status.model == model]
+        if any(status.decided.bounds[1] > 0 for status in pools):
+            raise PenstockError(
+                "model_loading",
+                f"The first worker of {model!r} has not been ready yet, so nothing is known of the model.",
+                hint="Try again in a moment; `penstock scale explain` tells how far it is.",
+                param="model",
+                retry_after_s=_LOADING_AGAIN_S,
+            )
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from dispatch.fleet import Fleet
 from dispatch.keys import ShardKeys
 from dispatch.messages import InferenceRequest, InputKind, NewRequest, Sampling, encode, new_id
 from dispatch.queue import Queue
+from dispatch.reports import ModelCard
 from dispatch.scale_store import ScaleStore
 from dispatch.scaling import Action, PoolOrders, PoolOverride
 from dispatch.settings import Launcher
@@ -62,8 +63,12 @@ class Stage:
         raise AssertionError(f"waited {most_s} s in vain")
 
 
+CARD = ModelCard("m", "sim", context_tokens=1000, kv_bytes_per_token=1, max_cost_tokens=1000)
+
+
 @pytest.fixture
-def stage(redis: Redis, queue: Queue, fleet: Fleet) -> Stage:
+async def stage(redis: Redis, queue: Queue, fleet: Fleet) -> Stage:
+    await fleet.put_card(CARD, None)
     return Stage(redis, queue, fleet)
 
 
@@ -86,6 +91,18 @@ async def test_one_waiting_request_wakes_one_and_idleness_ends_it(stage: Stage) 
         (Action.UP, 0, 1),
         (Action.DOWN, 1, 0),
     ]
+
+
+async def test_the_first_worker_ever_comes_without_a_request_to_bring_the_models_card(redis: Redis, queue: Queue) -> None:
+    fleet = Fleet(redis)
+    stage = Stage(redis, queue, fleet)
+    one = stage.autoscaler()
+    await stage.go(one, 90)
+    assert stage.hands.started == 1
+    assert len(stage.hands.running) == 1, "it is awaited for as long as it takes"
+    assert "no worker of m ever ran" in (await stage.store.statuses())["p"].decided.reason
+    await fleet.put_card(CARD, None)
+    await stage.until(one, lambda: not stage.hands.running)
 
 
 async def test_a_worker_drains_before_it_ends_and_is_kept_if_needed(stage: Stage) -> None:
