@@ -48,8 +48,14 @@ class KubernetesLauncher:
 
     async def apply(self, orders: Orders) -> None:
         self._fence.check(orders)
+        first: PenstockError | None = None
         for pool in orders.pools:
-            await self._apply(pool, orders)
+            try:
+                await self._apply(pool, orders)
+            except PenstockError as error:  # one pool's trouble is not the others'
+                first = first or error
+        if first is not None:
+            raise first
 
     async def reports(self) -> Mapping[str, LaunchReport]:
         found: dict[str, LaunchReport] = {}

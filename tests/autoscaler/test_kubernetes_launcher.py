@@ -258,13 +258,14 @@ async def test_no_api_there(tmp_path: Path) -> None:
     await hands.close()
 
 
-async def test_each_pool_has_a_deployment_of_its_own(make: Callable[..., KubernetesLauncher]) -> None:
+async def test_each_pool_has_a_deployment_of_its_own(cluster: StubCluster, make: Callable[..., KubernetesLauncher]) -> None:
     assert deployments(settings_with({"a": {}, "b": {"launcher": "exec"}}, deployment="n/d")) == {"a": ("n", "d")}
     for pools in ({"a": {}, "b": {}}, {"a": {"deployment": "no-namespace"}}):
         with pytest.raises(PenstockError, match=r"autoscaler\.pools"):
             deployments(settings_with(pools, deployment="n/d"))
     with pytest.raises(PenstockError, match="has no Deployment"):
-        await make().apply(Orders("main", 1, (PoolOrders("q", "demo"),)))
+        await make().apply(Orders("main", 1, (PoolOrders("q", "demo"), *orders("1").pools)))
+    assert cluster.deployments["llm"]["spec"]["replicas"] == 1  # one pool's trouble is not the others'
 
 
 async def test_launchers_are_found_by_name(tmp_path: Path) -> None:
