@@ -1,7 +1,8 @@
 """`queue_delay`: as many workers as it takes for nobody to wait longer than the target. Pure.
 
-The backlog drains at the speed of those who are ready, and of those on their way from the moment they should be there. Only
-what that does not drain in time asks for more; what is held now asks for those who can end it in time.
+What is to be done is the backlog and half of what is held, which is half done on average. Those who are ready work it off at
+once, those on their way from the moment they should be there. More are ordered only for what would be left when a worker
+ordered now has been there for half the target: what is done without it needs no start that costs its cold start.
 """
 
 import math
@@ -9,23 +10,28 @@ from collections.abc import Sequence
 
 from autoscaler.policies.base import PoolPolicy, View, Wish
 
+_HELD_SHARE = 0.5
+_HELP_SHARE = 0.5
+
 
 def wish(view: View, policy: PoolPolicy) -> Wish:
-    """The largest of what is held, what waits, and who waits too long."""
+    """Who can end all there is within the target; beyond those who are there, only who would come in time to help."""
     if not view.tokens_per_s:
         return _blindly(view, policy)
-    left_tokens = sum(worker.left_tokens for worker in view.ready)
-    keep = _keep(view, policy, left_tokens)
+    if not view.waiting and not view.seen.running:
+        return Wish(0.0, "nothing waits, nothing runs")
+    held = sum(worker.left_tokens for worker in view.ready)
+    tokens = view.waiting_tokens + _HELD_SHARE * held
+    needed = tokens / (view.tokens_per_s * policy.target_s)
+    workers = max(1.0, min(needed, float(view.capacity)))
+    speeds = [(0.0, view.tokens_per_s)] * len(view.ready) + [(at_s, view.tokens_per_s) for at_s in view.coming_in_s]
+    if view.waiting:
+        workers = max(workers, view.capacity + _more(view, policy, speeds, tokens))
+    drains = _compared("drain time", drain_time_s(tokens, speeds), policy.target_s)
     if not view.waiting:
-        busy = f"{view.seen.running} running, {left_tokens} tokens left at {view.tokens_per_s:.0f} tokens/s each"
-        return Wish(keep, busy if view.seen.running else "nothing waits, nothing runs")
-    speeds = [(0.0, worker.tokens_per_s or view.tokens_per_s) for worker in view.ready]
-    speeds += [(at_s, view.tokens_per_s) for at_s in view.coming_in_s]
-    drain_s = drain_time_s(view.waiting_tokens, speeds)
-    more = _more(view, policy, speeds, drain_s)
+        return Wish(workers, f"nothing waits, {view.seen.running} running, {drains}")
     waits = _compared("oldest wait", view.oldest_wait_s, policy.target_s)
-    drains = _compared("drain time", drain_s, policy.target_s)
-    return Wish(max(keep, 1.0, view.capacity + more if more else 0.0), f"{waits}, {drains}, {view.waiting} waiting")
+    return Wish(workers, f"{waits}, {drains}, {view.waiting} waiting, {view.tokens_per_s:.0f} tokens/s each")
 
 
 def drain_time_s(tokens: float, speeds: Sequence[tuple[float, float]]) -> float:
@@ -42,24 +48,18 @@ def drain_time_s(tokens: float, speeds: Sequence[tuple[float, float]]) -> float:
     return since_s + left / speed if speed else math.inf
 
 
-def _more(view: View, policy: PoolPolicy, speeds: Sequence[tuple[float, float]], drain_s: float) -> float:
-    """Workers beyond those there and on their way."""
-    if drain_s <= policy.target_s and (view.oldest_wait_s <= policy.target_s or view.coming):
-        return 0.0
-    # A worker ordered now has the target's span to help, from the moment it is there.
-    end_s = view.cold_start_s + policy.target_s
+def _more(view: View, policy: PoolPolicy, speeds: Sequence[tuple[float, float]], tokens: float) -> float:
+    """Workers beyond those there and on their way; below 0 they would do with fewer."""
+    help_s = _HELP_SHARE * policy.target_s
+    end_s = view.cold_start_s + help_s
+    if not view.cold_start_s:  # not learned, or nothing: then the target itself is the horizon
+        help_s = end_s = policy.target_s
     made = sum(tokens_per_s * max(0.0, end_s - at_s) for at_s, tokens_per_s in speeds)
-    missing = (view.waiting_tokens - made) / (view.tokens_per_s * policy.target_s)
-    least = 0.0 if view.coming else 1.0  # too long a wait asks for one, also if it would come too late for this backlog
-    return max(missing, least)
-
-
-def _keep(view: View, policy: PoolPolicy, left_tokens: int) -> float:
-    """Who can end all that is held or waits within the target; what runs never asks for more than there are."""
-    if not view.seen.running and not view.waiting:
-        return 0.0
-    needed = (left_tokens + view.waiting_tokens) / (view.tokens_per_s * policy.target_s)
-    return max(1.0, min(needed, float(view.capacity)))
+    missing = (tokens - made) / (view.tokens_per_s * help_s)
+    if view.oldest_wait_s > policy.target_s and not view.coming:
+        # It waits already: whoever would do it within the target is worth a start, even if not there in time.
+        missing = max(missing, tokens / (view.tokens_per_s * policy.target_s) - view.capacity)
+    return missing if missing > 0 else -math.inf
 
 
 def _blindly(view: View, policy: PoolPolicy) -> Wish:

@@ -56,6 +56,8 @@ class Event(IntEnum):
     UNBEGUN = 7  # a grant was not begun in time
     UNSEEN = 8  # a worker was silent for so long that it is passed over
     LAPSE = 9  # the leases of a silent worker are over
+    TICK = 10  # the autoscaler looks
+    STARTED = 11  # a worker that was ordered is there
 
 
 @dataclass(slots=True)

@@ -21,19 +21,19 @@ def test_one_waiting_request_wakes_a_pool_from_zero() -> None:
 def test_a_backlog_asks_for_who_drains_it_in_time() -> None:
     (decision,), _ = played(WIDE, [seen(0, workers(1), waiting=40, waiting_tokens=4_000, oldest_wait_s=14.2)])
     assert decision.desired == 8  # 4,000 tokens in 5 s, 100 tokens/s each
-    assert decision.reason == "oldest wait 14.2 s > target 5 s, drain time 40.0 s > target 5 s, 40 waiting"
+    assert decision.reason == "oldest wait 14.2 s > target 5 s, drain time 40.0 s > target 5 s, 40 waiting, 100 tokens/s each"
     assert decision.policy == "queue_delay"
 
 
 def test_who_is_on_the_way_counts_with_what_is_left_of_its_start() -> None:
     cold = (20.0, 22.0)
-    # In 25 s two ready ones make 5,000 tokens, and one that is there in 5 s makes 2,000.
+    # In 22.5 s two ready ones make 4,500 tokens, one that is there in 5 s makes 1,750, and one ordered now 250.
     alone = seen(0, workers(2), waiting=70, waiting_tokens=7_000, oldest_wait_s=1.0, cold_start_s=cold)
     helped = replace(alone, workers=workers(2) + workers(1, Phase.LOADING, age_s=15.0))
-    assert decide(alone, WIDE, History())[0].desired == 2 + 4
-    assert decide(helped, WIDE, History())[0].desired == 3
+    assert decide(alone, WIDE, History())[0].desired == 2 + 10
+    assert decide(helped, WIDE, History())[0].desired == 3 + 3
     fresh = replace(alone, workers=workers(2) + workers(1, Phase.STARTING, age_s=0.0))
-    assert decide(fresh, WIDE, History())[0].desired == 3 + 3
+    assert decide(fresh, WIDE, History())[0].desired == 3 + 9
 
 
 def test_what_is_on_the_way_is_not_ordered_again() -> None:
@@ -42,7 +42,7 @@ def test_what_is_on_the_way_is_not_ordered_again() -> None:
     second, _ = decide(
         seen(1, coming, waiting=40, waiting_tokens=4_000, oldest_wait_s=1.0, cold_start_s=(20.0, 22.0)), WIDE, history
     )
-    assert (first.desired, second.desired, second.action) == (8, 8, Action.HOLD)
+    assert (first.desired, second.desired, second.action) == (16, 16, Action.HOLD)  # 4,000 tokens in half of 5 s
 
 
 @pytest.mark.parametrize(
