@@ -176,6 +176,14 @@ async def test_what_is_set_stands_field_by_field(gateway: Running, scaler: Scale
     assert await scaler.store.overrides() == {}
 
 
+async def test_bounds_that_an_override_hides_are_not_guessed(gateway: Running, scaler: Scaler) -> None:
+    await scaler.store.override("p", PoolOverride(max=2))
+    await scaler.say("p", to=1, bounds=(0, 2))
+    assert (await patched(gateway, {"min": 5})).status_code == 400
+    assert (await patched(gateway, {"min": 5, "max": None})).status_code == 200, "what the settings say is not known here"
+    assert await scaler.store.overrides() == {"p": PoolOverride(min=5)}
+
+
 @pytest.mark.parametrize(
     ("body", "param", "part"),
     [
