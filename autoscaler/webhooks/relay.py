@@ -17,7 +17,7 @@ AT_ONCE = 8
 """Tries at once in one runner."""
 MOST_WAITING = 4 * AT_ONCE
 """Jobs on the queue before the relay waits: those of a runner that is away must not become a heap."""
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.25
 _AWAY_S = 2.0
 _log = logging.getLogger("penstock.webhooks")
 

@@ -61,10 +61,12 @@ def _help(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     document = _call(args, "GET", f"/v1/requests/{args.id}")
     if args.output == "table":
-        story = document.pop("story", [])
+        story, webhook = document.pop("story", []), document.pop("webhook", None)
         show_one(args.output, document)
         for attempt in story:
             print(_told(attempt))
+        for line in _webhook_lines(webhook) if webhook else ():
+            print(line)
         if document.get("status") == "failed":
             error = _call(args, "GET", f"/v1/requests/{args.id}/result").get("error") or {}
             print(f"failed: {error.get('message', 'it does not say why')} ({error.get('code', 'no code')})")
@@ -109,6 +111,17 @@ def _told(attempt: Mapping[str, Any]) -> str:
     began, left = attempt["begun_at_ms"], attempt["left_at_ms"]
     had = f"ran {span((left - began) / 1000)}" if began else "had not begun"
     return f"attempt {attempt['attempt']} on {attempt['worker']}: {had}, left at seq {attempt['seq']}: {attempt['why']}"
+
+
+def _webhook_lines(webhook: Mapping[str, Any]) -> list[str]:
+    """Who is told of the ending, where that stands, and each try."""
+    stands = {None: "not yet owed", "given_up": "given up"}.get(webhook["state"], webhook["state"])
+    lines = [f"webhook {webhook['url']} on {', '.join(webhook['events'])}: {stands}"]
+    first = webhook["tried"] - len(webhook["tries"]) + 1
+    for number, each in enumerate(webhook["tries"], first):
+        at = time.strftime("%H:%M:%S", time.localtime(each["at_ms"] / 1000))
+        lines.append(f"try {number} at {at}: {each['error'] or each['status']} after {each['took_ms']} ms")
+    return lines
 
 
 def _stream(args: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ def add_submit(group: Any) -> None:
     parser.add_argument("--priority", choices=["high", "normal", "low"], help="which line it waits in")
     parser.add_argument("--strategy", metavar="NAME", help="what chooses its worker (default: the model's; docs/strategies.md)")
     parser.add_argument("--session", metavar="ID", help="what it belongs to, for the strategy `session`")
+    parser.add_argument("--webhook", metavar="URL", help="who is told, signed, when it has ended (docs/webhooks.md)")
     parser.add_argument("--deadline", type=span_of, metavar="SPAN", help="drop it after this long (30s, 5m)")
     parser.add_argument("--idempotency-key", metavar="KEY", help="the same key and body again is the same request")
     parser.add_argument("--stream", action="store_true", help="print the answer while it comes")
@@ -142,6 +143,8 @@ def _body(args: argparse.Namespace) -> dict[str, Any]:
         body["strategy"] = args.strategy
     if args.session:
         body["session"] = args.session
+    if args.webhook:
+        body["webhook"] = args.webhook
     if args.deadline is not None:
         body["deadline_seconds"] = args.deadline
     return body

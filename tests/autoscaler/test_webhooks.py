@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,30 +229,36 @@ def settings_for(server_url: str, rq_url: str, **webhook: Any) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def webhooks_process(settings: Settings) -> AsyncIterator[asyncio.subprocess.Process]:
+async def webhooks_process(
+    settings: Settings, said: int = asyncio.subprocess.DEVNULL
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`said`: where its log goes. No pipe: nobody reads it meanwhile, and a full one would stop the process."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "autoscaler.webhooks"),
         env={**os.environ, **as_environment(settings)},
-        stderr=asyncio.subprocess.PIPE,
+        stderr=said,
     )
     try:
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.communicate()
+        await process.wait()
 
 
 async def test_a_process_relays_delivers_and_ends_when_told(
-    redis: Redis, queue: Queue, server_url: str, rq_url: str, receiver: Receiver
+    redis: Redis, queue: Queue, server_url: str, rq_url: str, receiver: Receiver, tmp_path: Path
 ) -> None:
     receiver.answers = [answer(500), OK]
+    log = os.open(tmp_path / "log", os.O_CREAT | os.O_WRONLY)
     requests = [await end_one(queue, receiver.url) for _ in range(20)]
-    async with webhooks_process(settings_for(server_url, rq_url)) as process:
+    async with webhooks_process(settings_for(server_url, rq_url), log) as process:
         await until(lambda: _all_delivered(Outbox(redis, queue.rules), requests), 15)
         process.send_signal(signal.SIGTERM)
-        _, said = await asyncio.wait_for(process.communicate(), 10)
-        assert process.returncode == 0
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+        os.close(log)
+        said = (tmp_path / "log").read_bytes()
+        assert said.count(b"a webhook was delivered") == 20
         assert b"hush" not in said and b"secret prompt" not in said and SECRET.encode() not in said
     assert len(receiver.got) == 21
 
