@@ -155,6 +155,18 @@ async def test_names_with_slashes_and_names_nobody_knows(gateway: Running, queue
     assert (await got(gateway, "/v1/scale/org/never-ran"))["value"] == 0, "a pool's model is known before any worker ran"
 
 
+async def test_a_model_whose_first_worker_is_awaited_is_asked_for_again(gateway: Running, scaler: Scaler) -> None:
+    body = {**CHAT, "model": "org/never-ran"}
+    assert (await gateway.client.post("/v1/requests", json=body)).status_code == 404
+    await scaler.say("p", model="org/never-ran", bounds=(0, 0))
+    assert (await gateway.client.post("/v1/requests", json=body)).status_code == 404, "a pool that may have none brings none"
+    await scaler.say("p", model="org/never-ran", bounds=(0, 2))
+    for path in ("/v1/requests", "/v1/chat/completions"):
+        answer = await gateway.client.post(path, json=body)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert answer.json()["error"]["code"] == "model_loading"
+
+
 # ---- what people set
 
 
