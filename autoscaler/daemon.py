@@ -112,7 +112,7 @@ async def _serve(settings: Settings) -> int:
     assert settings.redis.url is not None
     redis, sweeping = connect(settings.redis.url), connect(settings.redis.url, max_connections=2)
     store, fleet = ScaleStore(redis), Fleet(redis)
-    launchers = _launchers(settings, store)
+    launchers = _launchers(settings, store, fleet)
     reconciler = reconciler_for(settings, store, Demand(redis, ShardKeys("s0")), fleet, launchers)
     ticking = Ticking(reconciler, settings.autoscaler.tick_s, log_records)
     ending = asyncio.Event()
@@ -159,17 +159,17 @@ def reconciler_for(
     )
 
 
-def _launchers(settings: Settings, store: ScaleStore) -> dict[LauncherName, Launcher]:
+def _launchers(settings: Settings, store: ScaleStore, fleet: Fleet) -> dict[LauncherName, Launcher]:
     asked = settings.autoscaler
     names = {pool.launcher or asked.launcher for pool in asked.pools.values()} | {asked.launcher}
-    return {name: _launcher(name, settings, store) for name in sorted(names)}
+    return {name: _launcher(name, settings, store, fleet) for name in sorted(names)}
 
 
-def _launcher(name: LauncherName, settings: Settings, store: ScaleStore) -> Launcher:
+def _launcher(name: LauncherName, settings: Settings, store: ScaleStore, fleet: Fleet) -> Launcher:
     if name is LauncherName.AGENTS:
         from autoscaler.launchers.agents import AgentsLauncher
 
-        return AgentsLauncher(settings, store)
+        return AgentsLauncher(settings, store, fleet)
     return build(name, settings)
 
 

@@ -264,7 +264,7 @@ async def test_without_a_secret_nothing_is_taken(url: str, raw: Redis) -> None:
     put_raw(raw, "well-signed", zlib.compress(data_of("reconcile", sealed(raw, host="deaf"))), host="deaf")
     assert "no agent.secret" in why_it_failed(raw, "well-signed", host="deaf")
     assert did.payloads == []
-    deaf.stop()
+    deaf.stop(0)
 
 
 async def test_what_cannot_be_read_is_passed_over(url: str, raw: Redis, did: Did) -> None:
