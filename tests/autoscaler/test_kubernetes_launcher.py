@@ -86,6 +86,7 @@ async def test_the_one_that_drains_is_the_one_that_goes_and_only_when_it_is_done
     hands = make()
     await hands.apply(orders("1", "2", "3"))
     cluster.settle()
+    assert (await hands.reports()).keys() == {"llm-1", "llm-2", "llm-3"}  # more than a page
     drains = orders("llm-1", "llm-2", "llm-3", retiring=("llm-1",))
     await hands.apply(drains)
     cluster.settle()
