@@ -35,7 +35,7 @@ def test_up_scales_by_load_to_none_and_back(tmp_path: Path) -> None:
         household.until_said("-> 0 workers")
         ended = [r for r in household.json("requests")["data"] if r["status"] == "completed"]
         assert len(ended) == 12
-        assert all(r["attempts"] == 1 for r in ended), "retiring costs no attempt"
+        assert all(r["attempt"] == 1 and r["charged"] == 0 for r in ended), "retiring costs no attempt"
 
         asked_at = time.monotonic()
         again = household.verb("submit", "wake up", "--max-tokens", "3")
