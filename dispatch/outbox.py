@@ -26,6 +26,7 @@ class Verdict(StrEnum):
     DELIVERED = "delivered"
     AGAIN = "again"
     GIVEN_UP = "given_up"
+    LATER = "later"  # the try was put off, and does not count
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ def masked(url: str) -> str:
 
 
 def host_of(url: str) -> str:
-    """What a log may say of a URL."""
+    """What a log may say of a URL, and what stands for its receiver."""
     return urlsplit(url).hostname or ""
 
 

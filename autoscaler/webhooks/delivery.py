@@ -7,6 +7,7 @@ Never here: RQ (relay.py, runner.py), addresses and sockets (sending.py).
 import logging
 import random
 import time
+from collections import Counter
 
 from autoscaler.webhooks.backoff import next_wait_s
 from autoscaler.webhooks.sending import Answer, Resolve, post, resolve
@@ -17,17 +18,27 @@ from dispatch.webhooks import Webhook, WebhookState, event_id, event_of, host_of
 
 _log = logging.getLogger("penstock.webhooks")
 _GONE = 410
+_PUT_OFF = 6.0  # time limits: 30 s by default
+_SLOW_MS = 1000
+_MOST_SLOW = 1000
 
 
 class Delivery:
-    """Delivers what one outbox owes. `settings.secret` must be set."""
+    """Delivers what one outbox owes. `settings.secret` must be set.
 
-    def __init__(self, outbox: Outbox, settings: WebhookSettings, *, resolve: Resolve = resolve) -> None:
+    `a_slow_host`: no more tries at once to a host that did not answer the last one in good time. The webhooks of others must
+    not stand behind a receiver that is dead.
+    """
+
+    def __init__(self, outbox: Outbox, settings: WebhookSettings, *, a_slow_host: int = 2, resolve: Resolve = resolve) -> None:
         assert settings.secret is not None
         self._outbox = outbox
         self._settings = settings
         self._key = secret_bytes(settings.secret.get_secret_value())
         self._resolve = resolve
+        self._a_slow_host = a_slow_host
+        self._at: Counter[str] = Counter()
+        self._slow: set[str] = set()
 
     async def deliver(self, request: str, number: int) -> str:
         """Make the try with that number, unless it was made before. Returns in a word what came of it."""
@@ -36,7 +47,19 @@ class Delivery:
             return "unknown"
         if webhook.state is not WebhookState.OWED or number != webhook.tried + 1:
             return "superseded"
-        answer = await self._send(webhook)
+        host = host_of(webhook.url)
+        if host in self._slow and self._at[host] >= self._a_slow_host:
+            wait_ms = int(_PUT_OFF * self._settings.timeout_s * (1 + random.random()) * 1000)
+            await self._outbox.note(request, number, Verdict.LATER, wait_ms=wait_ms)
+            return "put_off"
+        self._at[host] += 1
+        try:
+            answer = await self._send(webhook)
+        finally:
+            self._at[host] -= 1
+            if not self._at[host]:
+                del self._at[host]
+        self._learn(host, answer)
         verdict, wait_s = self._judge(answer, number)
         state = await self._outbox.note(
             request,
@@ -49,7 +72,7 @@ class Delivery:
         )
         facts = {
             "request": request,
-            "host": host_of(webhook.url),
+            "host": host,
             "try": number,
             "status": answer.status,
             "error": answer.error,
@@ -62,6 +85,12 @@ class Delivery:
         else:
             _log.info("a webhook could not be delivered: try again", extra={**facts, "wait_s": round(wait_s, 1)})
         return state or "unknown"
+
+    def _learn(self, host: str, answer: Answer) -> None:
+        if answer.status and answer.took_ms < _SLOW_MS:
+            self._slow.discard(host)
+        elif len(self._slow) < _MOST_SLOW:
+            self._slow.add(host)
 
     async def _send(self, webhook: Webhook) -> Answer:
         body = event_of(webhook)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- note_try: what came of one try to deliver a webhook. May be repeated; of two who made the same try at once one is noted,
--- but a delivery always is. verdict: delivered | again | given_up.
+-- but a delivery always is. verdict: delivered | again | given_up; later: it was not made, and counts for nothing.
 -- use: ground
 -- args: now id number status error took_ms verdict wait_ms
 -- returns state: owed | delivered | given_up, or nothing if it is no longer known
@@ -12,6 +12,10 @@ if not state then
 end
 if state ~= 'owed' then return state end
 if tonumber(number) ~= tried + 1 and verdict ~= 'delivered' then return state end
+if verdict == 'later' then
+  redis.call('ZADD', K_OUTBOX, now + tonumber(wait_ms), id)
+  return state
+end
 local line = cjson.encode({at_ms = now - tonumber(took_ms), took_ms = tonumber(took_ms), status = tonumber(status), error = error}) .. '\n'
 tries = tries .. line
 while #tries > STORY_BYTES do tries = string.match(tries, '^[^\n]*\n(.*)$') end

@@ -368,3 +368,15 @@ async def test_who_asks_for_none_pays_for_none(redis: Redis, queue: Queue, recei
 
     without, asked = await calls(""), await calls(receiver.url)
     assert asked["cmdstat_hset"] == without["cmdstat_hset"] + 2 and asked["cmdstat_zadd"] == without["cmdstat_zadd"] + 1
+
+
+async def test_a_dead_receiver_does_not_hold_up_others(house: House, receiver: Receiver) -> None:
+    async with Receiver([None]).listening() as dead:
+        assert await house.delivery.deliver(await house.end(dead.url), 1) == "owed"
+        stuck = [await house.end(dead.url) for _ in range(6)]
+        fine = await house.end(f"http://localhost:{receiver.port}/")
+        states = await asyncio.gather(*(house.delivery.deliver(each, 1) for each in [*stuck, fine]))
+    assert states == ["owed"] * 2 + ["put_off"] * 4 + ["delivered"]
+    assert dead.connections == 3 and [(await house.webhook(each)).tried for each in stuck] == [1, 1, 0, 0, 0, 0]
+    house.clock.now += 60_000
+    assert await house.round() == ["owed"] * 7, "what was put off is tried with the others"

@@ -583,8 +583,8 @@ class Model:
         if o is None:
             return None
         if o.state == "owed" and (number == o.tried + 1 or verdict == "delivered"):
-            o.tried += 1
-            if verdict == "again":
+            o.tried += verdict != "later"
+            if verdict in ("again", "later"):
                 o.due = self.now + wait_ms
             else:
                 o.state, o.due = verdict, None

@@ -25,6 +25,7 @@ PULL, CHOOSE, PIN = "lib/pull.lua", "lib/choose.lua", "lib/pin.lua"
 FENCE = "return not r or not is_held(r) or r.nonce ~= nonce or r.attempt ~= tonumber(attempt)"
 NOBODY = "if not until_ms then"
 LOST = "    lost[#lost + 1] = id\n    lost[#lost + 1] = tonumber(attempt)\n"
+COUNTS = "redis.call('HINCRBY', k_webhook(id), 'tried', 1)"
 CHARGES = "charge(r, 0, 0, 'engine_error', 'boo')"
 
 BUGS = (
@@ -209,6 +210,13 @@ BUGS = (
         "redis.call('ZREM', K_OUTBOX, id)",
     ),
     Bug("taken by two", walks.tried_again, "take_owed.lua", "redis.call('ZADD', K_OUTBOX, now + again_ms, id)"),
+    Bug(
+        "what was put off counts",
+        walks.tried_again,
+        "note_try.lua",
+        "if verdict == 'later' then",
+        f"if verdict == 'later' then {COUNTS}",
+    ),
     Bug(
         "a try is noted twice",
         walks.tried_again,
