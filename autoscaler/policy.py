@@ -4,7 +4,8 @@ In this order: the rules' wishes, the largest counts; at least min, the floors o
 to the peak of a window; steps; not more than one turn a minute; at most max. Capacity is who is ready, starting or loading.
 Who drains is none: whoever carries a decision out keeps a draining worker first where more are needed. Who failed is none.
 
-A turn that bounds force (max lower than what runs, min or a floor higher) or that wakes from zero waits for nothing.
+A turn that bounds force (max lower than what runs, min or a floor higher) or that wakes from zero waits for nothing; to wake is
+no turn.
 Never here: what a rule asks for (policies/), who goes (victims.py), how it is carried out (reconcile.py).
 """
 
@@ -263,7 +264,7 @@ def _moved(history: History, at_s: float, decision: Decision) -> History:
     direction = (decision.desired > history.base) - (decision.desired < history.base)
     if not direction:
         return history
-    turned = bool(history.direction) and direction != history.direction
+    turned = bool(history.direction) and direction != history.direction and history.base > 0
     return replace(
         history,
         base=decision.desired,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penstock.commands.simulate_scaled import add_scaling, simulate_scaled
 from penstock.failures import OK, USAGE, Failure
 from penstock.output import seconds_of, table
 from penstock.parsing import add_verb, span_of
@@ -29,7 +30,8 @@ greedy, who wakes first takes all it can hold. A file has the columns TIMESTAMP,
 _EXAMPLE = """\
 penstock simulate --trace trace.csv --fleet 'H200,A100*2,A10*3' --strategy all --load 0.85
 penstock simulate --trace trace.csv --fleet 'H100*4,A10*8' --strategy pull,oracle --burst 5s --plot out.svg -o json
-penstock simulate --trace trace.csv --fleet 'A100*6' --strategy pull --load 0.6 --kill 'every 60s' --freeze A100-2@30s"""
+penstock simulate --trace trace.csv --fleet 'A100*6' --strategy pull --load 0.6 --kill 'every 60s' --freeze A100-2@30s
+penstock simulate --trace trace.csv --fleet 'A10*16' --strategy pull --autoscale --target 30s --rules decide,ceil:16,keda:16"""
 
 
 def add_simulate(group: Any) -> None:
@@ -62,6 +64,7 @@ def add_simulate(group: Any) -> None:
     parser.add_argument(
         "-o", "--output", choices=["table", "json", "jsonl"], default="table", help="how to print (default table)"
     )
+    add_scaling(parser)
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -78,9 +81,10 @@ def _simulate(args: argparse.Namespace) -> int:
     if args.plot:
         plot.check(Path(args.plot))
     trace = _trace(args, fleet)
-    rows = _run(
-        trace, fleet, strategies, Conditions(args.wake, args.heartbeat, args.seed, trouble), slo, quiet=args.output != "table"
-    )
+    conditions = Conditions(args.wake, args.heartbeat, args.seed, trouble)
+    if args.autoscale:
+        return simulate_scaled(args, trace, fleet, strategies, conditions)
+    rows = _run(trace, fleet, strategies, conditions, slo, quiet=args.output != "table")
     if args.plot:
         plot.draw(Path(args.plot), rows, fleet, f"{args.fleet}: {len(trace)} requests of {Path(args.trace).name}")
     _print(args.output, rows)

@@ -19,12 +19,12 @@ def check(path: Path) -> None:
         raise Failure(
             f"no picture can be written to {path}", f"there is no folder {path.parent}", "Make it, or name another", USAGE
         )
-    _figure_class()
+    figure_class()
 
 
 def draw(path: Path, rows: Sequence[Row], fleet: Sequence[Member], title: str) -> None:
     """Time to first token, end-to-end time, and each kind of GPU's share of the work against its share of the speed."""
-    figure = _figure_class()(figsize=(11, 2.2 + 0.42 * len(rows)), layout="constrained")
+    figure = figure_class()(figsize=(11, 2.2 + 0.42 * len(rows)), layout="constrained")
     first, whole, work = figure.subplots(1, 3, sharey=True)
     names = [row.strategy for row in rows]
     _spans(first, rows, "time to first token, s", ("p50", "p95", "p99"), lambda r: (r.ttft_p50_s, r.ttft_p95_s, r.ttft_p99_s))
@@ -61,7 +61,8 @@ def _shares(axes: Any, rows: Sequence[Row], fleet: Sequence[Member]) -> None:
     axes.legend(fontsize=7)
 
 
-def _figure_class() -> Any:
+def figure_class() -> Any:
+    """What makes pictures, or why there are none."""
     try:
         from matplotlib.figure import Figure  # no pyplot: it looks for a screen
     except ImportError as error:

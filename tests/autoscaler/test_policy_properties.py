@@ -124,7 +124,7 @@ def test_no_more_than_one_turn_a_minute(policy: PoolPolicy, trace: list[Seen]) -
         forced = before.base == 0 or not min(policy.min, policy.max) <= before.base <= policy.max
         if change and direction and change != direction:
             assert forced or seen.at_s - turned_at_s >= TURN_S
-            turned_at_s = seen.at_s
+            turned_at_s = seen.at_s if before.base else turned_at_s
         direction = change or direction
 
 
