@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autoscaler.seen import Phase, Seen, SeenWorker
+from autoscaler.speed import work_tokens_per_s
 from dispatch.demand import Demand
 from dispatch.fleet import Fleet
 from dispatch.reports import Heartbeat
@@ -15,6 +16,7 @@ from dispatch.scaling import Launch, LaunchReport, LaunchState, PoolOrders
 from dispatch.states import WorkerState
 
 _TTFT_WITHIN_MS = 60_000
+_SHARE_EVERY_MS = 10_000
 _P90, _P95 = 0.9, 0.95
 
 _PHASES: Mapping[WorkerState, Phase] = {
@@ -38,9 +40,11 @@ class Around:
 
 @dataclass(slots=True)
 class Learned:
-    """What is remembered of a pool from tick to tick. `tokens_per_s` is what one of its workers makes."""
+    """What is remembered of a pool from tick to tick. `tokens_per_s` is what one of its workers makes, in cost."""
 
     tokens_per_s: float = 0.0
+    prompt_share: float | None = None  # of the cost of requests lately
+    share_at_ms: int = 0
 
 
 async def look_around(store: ScaleStore, fleet: Fleet) -> Around:
@@ -63,9 +67,11 @@ async def observe(
     stats = await demand.stats(orders.model)
     waiting, waiting_tokens = await demand.backlog(orders.model)
     workers = seen_workers(orders, around, reports)
-    speeds = [worker.tokens_per_s for worker in workers if worker.phase is Phase.READY and worker.tokens_per_s > 0]
+    speeds = [(b.weight, b.prefill_weight) for b in around.beats if _works(b, orders.model)]
     if speeds:
-        learned.tokens_per_s = sum(speeds) / len(speeds)
+        if around.now_ms - learned.share_at_ms >= _SHARE_EVERY_MS:
+            learned.prompt_share, learned.share_at_ms = await demand.prompt_share(orders.model), around.now_ms
+        learned.tokens_per_s = sum(work_tokens_per_s(w, prefill, learned.prompt_share) for w, prefill in speeds) / len(speeds)
     return Seen(
         at_s=around.now_ms / 1000,
         waiting=waiting,
@@ -94,6 +100,10 @@ def seen_workers(orders: PoolOrders, around: Around, reports: Mapping[str, Launc
     ]
     others = [_foreign(beat, around) for beat in around.beats if beat.model == orders.model and beat.launch not in ordered]
     return tuple(found + [worker for worker in others if worker is not None])
+
+
+def _works(beat: Heartbeat, model: str) -> bool:
+    return beat.model == model and beat.state is WorkerState.READY and beat.weight > 0
 
 
 def cold_start_s(starts_ms: Sequence[int]) -> tuple[float, float] | None:

@@ -56,14 +56,16 @@ def choices() -> list[Choice]:
 
 
 def _decided() -> Iterable[Choice]:
-    for target_s, down_s, idle_s in itertools.product((24, 27, 30, 33, 36), (30, 45, 60), (1, 30)):
+    for target_s, down_s, idle_s in itertools.product((27, 30, 33, 34, 36, 38), (30, 45, 60), (1, 30)):
         policy = PoolPolicy(max=MOST, target_s=target_s, down_window_s=down_s, idle_timeout_s=idle_s)
         named = f"target {target_s} s, down window {down_s} s, idle {idle_s} s"
         yield Choice("decide", named, partial(Decided, policy))
 
 
 def _fixed() -> Iterable[Choice]:
-    for each, cooldown_s, running in itertools.product((12, 16, 20, 24, 28, 32, 36, 40, 48), (30, 60, 120, 300), (False, True)):
+    for each, cooldown_s, running in itertools.product(
+        (16, 20, 24, 26, 28, 30, 32, 34, 36, 40, 48), (30, 60, 120, 300), (False, True)
+    ):
         named = f"N = {each}, cooldown {cooldown_s} s, {'waiting + running' if running else 'waiting'}"
         yield Choice(
             "ceil(backlog / N)",

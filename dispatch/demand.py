@@ -25,6 +25,19 @@ class Demand(Looking):
             tokens += sum(costs) * length // len(costs) if costs else 0
         return requests, tokens
 
+    async def prompt_share(self, model: str, *, sample: int = 20, most: int = 100) -> float | None:
+        """The part of prompts in the cost of the newest requests; None if none of the newest `most` is the model's."""
+        prompts, costs, looked, found = 0, 0, 0, 0
+        async for record in self.list_requests():
+            looked += 1
+            if record.model == model and record.cost_tokens > 0:
+                found += 1
+                prompts += min(record.prompt_tokens, record.cost_tokens)
+                costs += record.cost_tokens
+            if looked >= most or found >= sample:
+                break
+        return prompts / costs if costs else None
+
     async def first_outputs(self, model: str, *, within_ms: int, most: int = 200) -> list[int]:
         """How long the newest requests of the last `within_ms` waited for their first output, or wait for it still (ms)."""
         time = await self._redis.time()

@@ -27,13 +27,22 @@ def test_a_backlog_asks_for_who_drains_it_in_time() -> None:
 
 def test_who_is_on_the_way_counts_with_what_is_left_of_its_start() -> None:
     cold = (20.0, 22.0)
-    # In 22.5 s two ready ones make 4,500 tokens, one that is there in 5 s makes 1,750, and one ordered now 250.
+    # In 22.25 s two ready ones make 4,450 tokens, one that is there in 5 s makes 1,725, and one ordered now 225.
     alone = seen(0, workers(2), waiting=70, waiting_tokens=7_000, oldest_wait_s=1.0, cold_start_s=cold)
     helped = replace(alone, workers=workers(2) + workers(1, Phase.LOADING, age_s=15.0))
-    assert decide(alone, WIDE, History())[0].desired == 2 + 10
-    assert decide(helped, WIDE, History())[0].desired == 3 + 3
+    assert decide(alone, WIDE, History())[0].desired == 2 + 12
+    assert decide(helped, WIDE, History())[0].desired == 3 + 4
     fresh = replace(alone, workers=workers(2) + workers(1, Phase.STARTING, age_s=0.0))
-    assert decide(fresh, WIDE, History())[0].desired == 3 + 9
+    assert decide(fresh, WIDE, History())[0].desired == 3 + 11
+
+
+def test_while_no_speed_is_known_requests_are_counted() -> None:
+    look = replace(seen(0, waiting=40, waiting_tokens=4_000), tokens_per_s_each=0.0)
+    first, history = decide(look, WIDE, History())
+    assert first.desired == 5
+    assert first.reason.endswith("speed not known: 8 requests a worker")
+    busy = replace(seen(1, workers(0), running=3), tokens_per_s_each=0.0, workers=workers(5, Phase.LOADING, age_s=1.0))
+    assert decide(busy, WIDE, history)[0].desired == 5
 
 
 def test_what_is_on_the_way_is_not_ordered_again() -> None:
@@ -42,7 +51,7 @@ def test_what_is_on_the_way_is_not_ordered_again() -> None:
     second, _ = decide(
         seen(1, coming, waiting=40, waiting_tokens=4_000, oldest_wait_s=1.0, cold_start_s=(20.0, 22.0)), WIDE, history
     )
-    assert (first.desired, second.desired, second.action) == (16, 16, Action.HOLD)  # 4,000 tokens in half of 5 s
+    assert (first.desired, second.desired, second.action) == (18, 18, Action.HOLD)  # 4,000 tokens in 0.45 of 5 s
 
 
 @pytest.mark.parametrize(
