@@ -92,6 +92,7 @@ class ClusterView:
     workers: Sequence[Heartbeat]
     now_ms: int
     dead_letters: Mapping[str, int] = field(default_factory=dict)
+    webhooks_owed: int = 0
     scale: ScaleView = field(default_factory=ScaleView)
 
     def collect(self) -> Iterable[Metric]:
@@ -100,6 +101,7 @@ class ClusterView:
         if not self.redis_up:
             return
         yield GaugeMetricFamily("penstock_redis_answer_seconds", "How long its answer to a PING took", value=self.redis_answer_s)
+        yield GaugeMetricFamily("penstock_webhooks_owed", "Endings whose webhook has not arrived yet", value=self.webhooks_owed)
         yield from self._queue_families()
         yield from self._worker_families()
         yield from self.scale.families()

@@ -27,7 +27,8 @@ from penstock.workforce import Workforce
 
 _T = TypeVar("_T")
 
-_SERVER, _GATEWAY = "server", "gateway"
+_SERVER, _GATEWAY, _WEBHOOKS = "server", "gateway", "webhooks"
+_MODULES = {_GATEWAY: ["penstock", "gateway"], _WEBHOOKS: ["autoscaler.webhooks"]}
 _START_S = 60.0
 _PORT_TRIES = 5
 _SERVER_STOP_S = 10.0
@@ -69,6 +70,9 @@ class Household:
         await self._find_gateway()
         self._workforce = Workforce(self._settings, self._wanted.workers, self._logs, ours=self._plan is not None)
         self._workforce.introduce()
+        if self._settings.webhook.secret is not None:
+            await self._start(_WEBHOOKS)
+            console.part(_WEBHOOKS, "delivered by a process of their own")
         console.try_this(self._settings, base_url(self._settings), self._processes.log(_GATEWAY).parent)
 
     async def watch(self) -> None:
@@ -88,6 +92,7 @@ class Household:
         hurry = asyncio.create_task(self._hurry(at_once))
         if self._workforce is not None:
             await self._workforce.stop()
+        await self._processes.stop(_WEBHOOKS, timeout_s=_SERVER_STOP_S)
         await self._processes.stop(_GATEWAY, timeout_s=self._settings.gateway.drain_timeout_s + 3)
         await self._processes.stop(_SERVER, timeout_s=_SERVER_STOP_S)
         await cancelled(hurry)
@@ -148,7 +153,7 @@ class Household:
             assert self._plan is not None
             launched = await self._processes.start(name, self._plan.command, os.environ, pass_fds=[self._lock])
         else:
-            command = [sys.executable, "-m", "penstock", "gateway"]
+            command = [sys.executable, "-m", *_MODULES[name]]
             launched = await self._processes.start(name, command, role_environment(os.environ, self._settings))
         self._pids[name] = launched.pid
 
@@ -196,7 +201,8 @@ class Household:
         await at_once.wait()
         if self._workforce is not None:
             self._workforce.kill()
-        self._processes.kill(_GATEWAY)
+        for name in (_WEBHOOKS, _GATEWAY):
+            self._processes.kill(name)
 
 
 def _with(settings: Settings, section: str, **values: object) -> Settings:

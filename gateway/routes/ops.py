@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from dispatch.faults import STORE_FAULT
 from dispatch.metrics import MOST_DEAD_LETTERS, ClusterView, exposition
+from dispatch.outbox import Outbox
 from gateway.context import Gateway, gateway_of
 from gateway.pools import scale_view
 from gateway.shapes import as_json
@@ -103,8 +104,8 @@ async def _view(gateway: Gateway) -> ClusterView:
                 cards = await gateway.fleet.cards()
                 queues = [await gateway.queue.stats(card.name) for card in cards]
                 workers, letters = await gateway.fleet.workers(), await _dead_letters(gateway)
-                now_ms = await gateway.now_ms()
-                return ClusterView(True, answer_s, queues, workers, now_ms, letters, await scale_view(gateway))
+                now_ms, owed = await gateway.now_ms(), await Outbox(gateway.redis, gateway.queue.rules).owed()
+                return ClusterView(True, answer_s, queues, workers, now_ms, letters, owed, await scale_view(gateway))
         except (TimeoutError, STORE_FAULT):
             pass
     return ClusterView(False, 0.0, (), (), 0)

@@ -48,12 +48,14 @@ async def test_it_is_stored_owed_and_shown_with_its_tries(
         "tried": 0,
         "tries": [],
     }
+    assert "\npenstock_webhooks_owed 1.0\n" in (await signing.client.get("/metrics")).text
     outbox = Outbox(redis, queue.rules)
     tag = (await signing.client.get(f"/v1/requests/{request}")).headers["etag"]
     await outbox.note(request, 1, Verdict.AGAIN, status=503, error="http_503", took_ms=7, wait_ms=1000)
     await outbox.note(request, 2, Verdict.DELIVERED, status=204, took_ms=5)
     after = await signing.client.get(f"/v1/requests/{request}", headers={"if-none-match": tag})
     assert after.status_code == 200, "a try changes what is shown"
+    assert "\npenstock_webhooks_owed 0.0\n" in (await signing.client.get("/metrics")).text
     document = after.json()["webhook"]
     assert document["state"] == "delivered" and document["tried"] == 2
     assert [(t["status"], t["error"], t["took_ms"]) for t in document["tries"]] == [(503, "http_503", 7), (204, None, 5)]
