@@ -26,8 +26,10 @@ MASK = "***"
 
 _PASSWORD_IN_QUERY = re.compile(r"([?&]\w*password=)[^&\s]*")
 
-# Read by the client verbs and by processes.py: they stand in the same environment but are no settings.
-NOT_SETTINGS = frozenset({"PENSTOCK_SERVER", "PENSTOCK_API_KEY", "PENSTOCK_PARENT_PID"})
+# Of the machine, not of a role: a folder for start locks. Whoever starts a worker passes it on.
+OF_THE_MACHINE = frozenset({"PENSTOCK_RUNTIME_DIR"})
+# Read by the client verbs, by processes.py and by worker/reservation.py: in the same environment, and no settings.
+NOT_SETTINGS = frozenset({"PENSTOCK_SERVER", "PENSTOCK_API_KEY", "PENSTOCK_PARENT_PID"}) | OF_THE_MACHINE
 
 # Names that other tools and platforms set; any PENSTOCK_ name beats them.
 FOREIGN_NAMES: Mapping[str, str] = {"REDIS_URL": "redis.url", "LOG_LEVEL": "log.level", "PORT": "gateway.port"}

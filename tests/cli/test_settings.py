@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from autoscaler.launchers.local import role_environment
 from dispatch.configuration import Origin, as_environment, leaves, load, load_settings, secrets_of, shown, variable
 from dispatch.errors import PenstockError
 from dispatch.settings import Settings
@@ -253,3 +254,11 @@ def test_a_strategy_that_is_none_is_told_with_the_choices(
     error = refused({}, environment, tmp_path)
     assert error.param in ("queue.strategy", "queue.strategies")
     assert [part for part in parts if part not in error.message] == []
+
+
+def test_a_folder_for_start_locks_is_no_setting_and_is_passed_on(tmp_path: Path) -> None:
+    around = {"PENSTOCK_RUNTIME_DIR": "/run/locks", "PENSTOCK_WORKER__ENGINE": "sim", "HOME": "/h"}
+    settings = load_settings({}, environment=around, folder=tmp_path)
+    passed = role_environment(around, settings)
+    assert passed["PENSTOCK_RUNTIME_DIR"] == "/run/locks"
+    assert load_settings({}, environment=passed, folder=tmp_path) == settings
