@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscaler.policy import TURN_S, Decision, History, PoolPolicy, Rule, decide
@@ -66,7 +66,7 @@ def looks(draw: st.DrawFn, at_s: float = 0.0) -> Seen:
 @st.composite
 def traces(draw: st.DrawFn) -> list[Seen]:
     at_s, found = 0.0, []
-    for _ in range(draw(st.integers(1, 25))):
+    for _ in range(draw(st.integers(1, 15))):
         at_s += draw(st.sampled_from([1.0, 1.0, 5.0, 20.0, 61.0]))
         found.append(draw(looks(at_s)))
     return found
@@ -85,6 +85,7 @@ def capacity(seen: Seen) -> int:
     return seen.count(Phase.READY, Phase.STARTING, Phase.LOADING)
 
 
+@settings(max_examples=40)
 @given(POLICIES, traces())
 def test_bounds_hold(policy: PoolPolicy, trace: list[Seen]) -> None:
     for seen, (_, decision, _) in zip(trace, play(policy, trace), strict=True):
@@ -97,6 +98,7 @@ def test_bounds_hold(policy: PoolPolicy, trace: list[Seen]) -> None:
         assert decision.reason
 
 
+@settings(max_examples=40)
 @given(POLICIES, traces())
 def test_the_action_is_what_became_of_the_number(policy: PoolPolicy, trace: list[Seen]) -> None:
     for before, decision, _ in play(policy, trace):
@@ -105,6 +107,7 @@ def test_the_action_is_what_became_of_the_number(policy: PoolPolicy, trace: list
             assert decision.action is (Action.UP if change > 0 else Action.DOWN if change < 0 else Action.HOLD)
 
 
+@settings(max_examples=40)
 @given(POLICIES, traces())
 def test_a_blind_tick_never_decides(policy: PoolPolicy, trace: list[Seen]) -> None:
     for seen, (before, decision, after) in zip(trace, play(policy, trace), strict=True):
@@ -115,6 +118,7 @@ def test_a_blind_tick_never_decides(policy: PoolPolicy, trace: list[Seen]) -> No
             assert replace(after, told=()) == replace(before, told=())
 
 
+@settings(max_examples=40)
 @given(POLICIES, traces())
 def test_no_more_than_one_turn_a_minute(policy: PoolPolicy, trace: list[Seen]) -> None:
     """But for what wakes from zero."""
@@ -128,6 +132,7 @@ def test_no_more_than_one_turn_a_minute(policy: PoolPolicy, trace: list[Seen]) -
         direction = change or direction
 
 
+@settings(max_examples=40)
 @given(POLICIES, traces())
 def test_what_runs_stays_for_one_window_after_a_restart(policy: PoolPolicy, trace: list[Seen]) -> None:
     trace = [replace(seen, blind="", unplaceable="") for seen in trace]
@@ -167,6 +172,7 @@ def test_one_that_waits_wakes_a_pool_from_zero(policy: PoolPolicy, seen: Seen) -
     assert decision.action is Action.UP
 
 
+@settings(max_examples=40)
 @given(POLICIES, traces())
 def test_only_failed_launches_of_ours_are_replaced_and_none_twice_in_a_row(policy: PoolPolicy, trace: list[Seen]) -> None:
     for seen, (_, decision, _) in zip(trace, play(policy, trace), strict=True):
@@ -177,6 +183,7 @@ def test_only_failed_launches_of_ours_are_replaced_and_none_twice_in_a_row(polic
             assert phases[launch] in (Phase.FAILED, Phase.STARTING, Phase.LOADING)
 
 
+@settings(max_examples=40)
 @given(POLICIES, traces())
 def test_the_same_in_the_same_out(policy: PoolPolicy, trace: list[Seen]) -> None:
     assert play(policy, trace) == play(policy, trace)
