@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from autoscaler.agent.processes import Watch
 from autoscaler.agent.state import Kept
 from autoscaler.launchers.base import Exit, Restarts
+from dispatch.configuration import OF_THE_MACHINE
 from dispatch.scaling import Launch, LaunchReport, LaunchState
 
 HALF_OPEN_S = 300.0
@@ -107,5 +108,5 @@ class Circuits:
 
 def environment_of(around: Mapping[str, str], worker: Mapping[str, str], gpu: str) -> dict[str, str]:
     """A worker's environment: the agent's own without Penstock's settings, those of the worker, its GPU."""
-    kept = {name: value for name, value in around.items() if not name.startswith("PENSTOCK_")}
+    kept = {name: value for name, value in around.items() if not name.startswith("PENSTOCK_") or name in OF_THE_MACHINE}
     return {**kept, **worker, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
