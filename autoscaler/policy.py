@@ -155,8 +155,11 @@ def _kept_warm(seen: Seen, policy: PoolPolicy, history: History, wanted: int, li
     """What stays until the pool was idle for long: one worker, and `initial` until it was so for the first time."""
     if _idle_s(history, seen) >= policy.idle_timeout_s:
         return wanted
-    warm = max(1 if history.base else 0, 0 if history.initial_over else policy.initial)
-    if wanted < warm:
+    initial = 0 if history.initial_over else policy.initial
+    warm = max(1 if history.base else 0, initial)
+    if wanted < initial and history.base < initial:
+        limits.append(f"initial {initial}")
+    elif wanted < warm:
         limits.append(f"idle {_idle_s(history, seen):.0f} s < {policy.idle_timeout_s:g} s")
     return max(wanted, warm)
 

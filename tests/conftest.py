@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from dispatch.fleet import Fleet
@@ -11,6 +12,10 @@ from dispatch.redis_client import connect
 from dispatch.rules import QueueRules
 from tests.key_leaks import leaking_keys
 from tests.servers import RealServer, binaries, running
+
+# How quick examples are made says something of a busy machine, nothing of what is tested.
+settings.register_profile("anywhere", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("anywhere")
 
 
 @pytest.fixture(scope="session", params=["valkey", "redis"])

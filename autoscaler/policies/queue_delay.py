@@ -17,10 +17,10 @@ _HELP_SHARE = 0.45
 
 def wish(view: View, policy: PoolPolicy) -> Wish:
     """Who can end all there is within the target; beyond those who are there, only who would come in time to help."""
-    if not view.tokens_per_s:
-        return _blindly(view, policy)
     if not view.waiting and not view.seen.running:
         return Wish(0.0, "nothing waits, nothing runs")
+    if not view.tokens_per_s:
+        return _blindly(view, policy)
     held = sum(worker.left_tokens for worker in view.ready)
     tokens = view.waiting_tokens + _HELD_SHARE * held
     needed = tokens / (view.tokens_per_s * policy.target_s)
@@ -66,7 +66,7 @@ def _more(view: View, policy: PoolPolicy, speeds: Sequence[tuple[float, float]],
 def _blindly(view: View, policy: PoolPolicy) -> Wish:
     """No speed is known: nothing goes while something runs, and requests are counted instead of their cost."""
     busy = view.waiting + view.seen.running
-    needed = max(float(view.capacity), busy / policy.requests_per_worker) if busy else 0.0
+    needed = max(float(view.capacity), busy / policy.requests_per_worker)
     return Wish(
         needed,
         f"{_compared('oldest wait', view.oldest_wait_s, policy.target_s)}, {view.waiting} waiting, "
