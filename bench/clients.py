@@ -167,7 +167,7 @@ class Crowd:
         """All are parked when it returns, and have beaten once."""
         self._wire = await Wire.to(self._url)
         for script in self._scripts.values():
-            await self._wire.execute("SCRIPT", "LOAD", script.source)
+            await self._wire.execute("FUNCTION", "LOAD", "REPLACE", script.library)
         self._queue = queue_on(self._wire, self._scripts)
         for worker in self._workers:
             await worker.connect(self._url)

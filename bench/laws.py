@@ -32,7 +32,7 @@ class Bench:
 
     async def _usec(self, calls: int) -> float:
         stats = await self._redis.info("commandstats")
-        return float(stats["cmdstat_evalsha"]["usec"]) / calls
+        return float(stats["cmdstat_fcall"]["usec"]) / calls
 
     async def _reset(self) -> None:
         await self._redis.config_resetstat()

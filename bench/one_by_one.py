@@ -22,7 +22,7 @@ _STEPS = ("enqueue", "begin", "append", "finish")
 
 
 async def _used_usec(redis: Any) -> int:
-    return int((await redis.info("commandstats"))["cmdstat_evalsha"]["usec"])
+    return int((await redis.info("commandstats"))["cmdstat_fcall"]["usec"])
 
 
 async def measure(url: str, workers: int, requests: int) -> list[float]:

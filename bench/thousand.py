@@ -94,7 +94,7 @@ def _used_s(look: "redis.Redis") -> tuple[float, float]:
     """CPU of the server's process, and the part of it that went by in scripts."""
     cpu: Any = look.info("cpu")
     commands: Any = look.info("commandstats")
-    return float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"]), commands["cmdstat_evalsha"]["usec"] / 1e6
+    return float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"]), commands["cmdstat_fcall"]["usec"] / 1e6
 
 
 def main() -> None:

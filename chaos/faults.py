@@ -139,7 +139,9 @@ async def replica_kill(scene: Scene, target: str, for_s: float) -> Undo:
 
 async def script_flush(scene: Scene, target: str, for_s: float) -> Undo:
     """The server forgets every script."""
-    await (await scene.redis()).execute_command("SCRIPT", "FLUSH")
+    redis = await scene.redis()
+    await redis.execute_command("FUNCTION", "FLUSH")
+    await redis.execute_command("SCRIPT", "FLUSH")
     return None
 
 

@@ -45,7 +45,7 @@ async def check_server(redis: Redis) -> ServerFacts:
         raise PenstockError(
             "redis_unsuitable",
             f"{facts.product} {facts.version} does not run scripts ({error}); every step of the queue is one.",
-            hint="Allow EVAL, EVALSHA and SCRIPT LOAD for this user, or use a server with Lua scripting.",
+            hint="Allow FCALL, FUNCTION LOAD, EVAL and EVALSHA for this user, or use a server with Lua scripting.",
         ) from error
     return facts
 

@@ -3,7 +3,8 @@
 
 A script states its contract above itself: `-- use:` names the library files it stands on, `-- args:` its arguments.
 Named Lua locals are made from both, so no body says ARGV[7]; the numbers of rules and scores are locals in capitals.
-Never here: what a transition means to gateway or worker.
+Each runs as a Redis function, named by the hash of its text (docs/decisions/0020): as a script it would make all it is built of
+anew with each call. Never here: what a transition means to gateway or worker.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from dispatch import scores
 from dispatch.batching import Batched
@@ -56,29 +57,64 @@ _SCORES = (
 )
 
 
+_SHARED = ("now", "salt")
+"""Arguments that the library files read, too: they stand above them all."""
+
+_UNKNOWN = "Function not found"
+_REFUSED = re.compile("unknown command|NOPERM|.*has no permissions", re.IGNORECASE)
+
+
 class Script:
     """One composed script, called with named arguments."""
 
-    def __init__(self, name: str, source: str, args: tuple[str, ...], takes_rest: bool) -> None:
+    def __init__(self, name: str, body: str, flags: tuple[str, ...], args: tuple[str, ...], takes_rest: bool) -> None:
         self.name = name
-        self.source = source
-        self._sha = hashlib.sha1(source.encode()).hexdigest()
+        self.function = f"penstock_{name}_{hashlib.sha1(body.encode()).hexdigest()[:16]}"
+        listed = ", ".join(repr(flag) for flag in flags)
+        self.library = (
+            f"#!lua name={self.function}\n{body}\n"
+            f"redis.register_function{{function_name = {self.function!r}, callback = run, flags = {{{listed}}}}}\n"
+        )
+        self.source = f"#!lua{' flags=' + ','.join(flags) if flags else ''}\n{body}\nreturn run(KEYS, ARGV)\n"
+        self._sha = hashlib.sha1(self.source.encode()).hexdigest()
+        self._as_function = True
         self._args = args
         self._takes_rest = takes_rest
 
     async def __call__(
         self, redis: Batched, key: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes
     ) -> Any:
-        """Run it on the shard whose timers are `key`, or on a group's leader. Loads it where the server has forgotten it."""
+        """Run it on the shard whose timers are `key`, or on a group's leader. Loads it where the server does not know it."""
         if rest and not self._takes_rest:
             raise TypeError(f"{self.name}.lua takes no further arguments")
         arguments = [values.pop(name) for name in self._args]
         if values:
             raise TypeError(f"{self.name}.lua has no argument {', '.join(values)}")
+        if self._as_function:
+            try:
+                return await redis.execute("FCALL", self.function, 1, key, *arguments, *rest)
+            except ResponseError as error:
+                self._as_function = not _REFUSED.match(str(error))
+                if self._as_function and str(error) != _UNKNOWN:
+                    raise
+            if self._as_function and await self._load(redis):
+                return await redis.execute("FCALL", self.function, 1, key, *arguments, *rest)
         try:
             return await redis.execute("EVALSHA", self._sha, 1, key, *arguments, *rest)
         except NoScriptError:
             return await redis.execute("EVAL", self.source, 1, key, *arguments, *rest)
+
+    async def _load(self, redis: Batched) -> bool:
+        """Whether the server knows the function now. At its memory limit it takes no more for a while, some take none at all:
+        the same text then runs as a script."""
+        try:
+            await redis.execute("FUNCTION", "LOAD", "REPLACE", self.library)
+        except (OutOfMemoryError, ReadOnlyError):
+            return False
+        except ResponseError as error:
+            self._as_function = not _REFUSED.match(str(error))
+            return False
+        return True
 
 
 def _read(name: str) -> str:
@@ -111,18 +147,20 @@ def compose(name: str, rules: QueueRules | None, *, edit: Mapping[str, tuple[str
     shebang, body = body.split("\n", 1)
     if not shebang.startswith("#!lua"):
         raise ValueError(f"{name}.lua does not begin with #!lua")
+    flags = tuple(shebang.partition("flags=")[2].split(",")) if "flags=" in shebang else ()
     args = _header(name, body, "args")
     takes_rest = args[-1] == "..."
     args = args[:-1] if takes_rest else args
-    parts = [shebang]
     numbers = {**dataclasses.asdict(rules), **{name: getattr(scores, name) for name in _SCORES}} if rules else {}
-    parts += [f"local {field.upper()} = {value!r}" for field, value in numbers.items()]
-    parts += [f"local {arg} = ARGV[{n}]" for n, arg in enumerate(args, 1)]
+    parts = [f"local {field.upper()} = {value!r}" for field, value in numbers.items()]
+    parts += [f"local {', '.join(_SHARED)}"]
+    parts += [text(f"lib/{library}.lua") for library in _header(name, body, "use")]
+    parts += ["local function run(KEYS, ARGV)"]
+    parts += [f"{'' if arg in _SHARED else 'local '}{arg} = ARGV[{n}]" for n, arg in enumerate(args, 1)]
     if takes_rest:
         parts.append(f"local rest = {{}} for i = {len(args) + 1}, #ARGV do rest[#rest + 1] = ARGV[i] end")
-    parts += [text(f"lib/{library}.lua") for library in _header(name, body, "use")]
-    parts.append(body)
-    return Script(name, "\n".join(parts), args, takes_rest)
+    parts += ["start_call(KEYS[1])", body, "end"]
+    return Script(name, "\n".join(parts), flags, args, takes_rest)
 
 
 @cache

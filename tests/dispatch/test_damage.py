@@ -1,10 +1,13 @@
 """What others wrote into our keys, or what the server forgot, does not stop the rest."""
 
 import pytest
+from redis.asyncio import Redis
 
 from dispatch import messages as m
 from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
+from dispatch.redis_client import connect
+from dispatch.scripts import NAMES, compose
 from dispatch.states import Priority, RequestState
 from tests.dispatch import walks
 from tests.dispatch.test_planted_bugs import WALKS
@@ -22,6 +25,7 @@ async def state(twin: Twin, request: str) -> RequestState:
 
 class Forgetful(Twin):
     async def check(self) -> None:
+        await self.redis.function_flush()
         await self.redis.script_flush()
         await super().check()
 
@@ -32,6 +36,25 @@ class Forgetful(Twin):
 async def test_script_flush_at_any_time_is_harmless(twin: Twin, walk: walks.Walk) -> None:
     assert walk in WALKS
     await walk(Forgetful(twin.redis, walks.RULES))
+
+
+class WithoutFunctions(Twin):
+    """The commands of functions are not allowed to it."""
+
+    async def check(self) -> None:
+        assert not await self.redis.function_list()
+        await super().check()
+
+
+async def test_where_functions_are_refused_the_same_text_runs_as_scripts(redis: Redis, server_url: str) -> None:
+    await redis.function_flush()
+    rights = ("reset", "on", "nopass", "~*", "+@all", "-fcall", "-function", "+function|list")
+    await redis.execute_command("ACL", "SETUSER", "plain", *rights)
+    try:
+        async with connect(server_url.replace("unix://", "unix://plain:x@")) as plain:
+            await walks.whole_life(WithoutFunctions(plain, walks.RULES, {n: compose(n, walks.RULES) for n in NAMES}))
+    finally:
+        await redis.execute_command("ACL", "DELUSER", "plain")
 
 
 async def test_strange_entries_in_a_line_are_passed_over(twin: Twin, queue: Queue) -> None:

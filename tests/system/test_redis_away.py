@@ -152,6 +152,7 @@ async def test_forgotten_scripts_are_harmless() -> None:
         with redis_py.Redis.from_url(a.server.url) as direct:
             streams = [a.listen(await a.submit(n)) for n in range(2)]
             while not all(stream.done() for stream in streams):
+                direct.function_flush()
                 direct.script_flush()
                 await asyncio.sleep(0.02)
                 if len(a.heard) < 6:

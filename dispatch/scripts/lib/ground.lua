@@ -1,7 +1,7 @@
 -- The ground under every script: names of keys, the clock, reading a request.
 -- KEYS[1] is the shard's timers; every other name follows from its tag. dispatch/keys.py says what each key holds.
-local TIMERS = KEYS[1]
-local TAG = string.sub(TIMERS, 1, -7)
+local TIMERS, TAG
+local K_REQUESTS, K_EXPIRIES, K_PAUSED, K_DEAD, K_OUTBOX
 local ONE_DAY_MS = 86400000
 local WORKER_TTL_MS = 3600000
 
@@ -21,18 +21,28 @@ local function k_stats(model) return TAG .. 'stats:' .. model end
 local function k_feed(gateway) return TAG .. 'feed:' .. gateway end
 local function k_webhook(id) return TAG .. 'webhook:' .. id end
 local function k_gateway(gateway) return TAG .. 'gateway:' .. gateway end
-local K_REQUESTS = TAG .. 'requests'
-local K_EXPIRIES = TAG .. 'expiries'
-local K_PAUSED = TAG .. 'paused'
-local K_DEAD = TAG .. 'dead'
-local K_OUTBOX = TAG .. 'outbox'
+
+-- What stands above the functions outlives a call: what a call changes there begins anew with each.
+local at_start = {}
 
 -- Only Redis's clock counts; tests hand in one of their own.
-if now == '' then
-  local time = redis.call('TIME')
-  now = time[1] * 1000 + math.floor(time[2] / 1000)
-else
-  now = tonumber(now)
+local function start_call(timers)
+  if timers ~= TIMERS then
+    TIMERS = timers
+    TAG = string.sub(timers, 1, -7)
+    K_REQUESTS = TAG .. 'requests'
+    K_EXPIRIES = TAG .. 'expiries'
+    K_PAUSED = TAG .. 'paused'
+    K_DEAD = TAG .. 'dead'
+    K_OUTBOX = TAG .. 'outbox'
+  end
+  if now == '' then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+  else
+    now = tonumber(now)
+  end
+  for _, anew in ipairs(at_start) do anew() end
 end
 
 local NUMBERS = {'cost', 'attempt', 'charged', 'crashes', 'lease', 'not_before', 'deadline', 'seq', 'reader_look',

@@ -1,15 +1,18 @@
 -- The ground under the autoscaler's scripts: who leads a group. KEYS[1] is the group's leader.
-local LEADER = KEYS[1]
-local K_ORDERS = '{scale}:orders:' .. string.sub(LEADER, #'{scale}:leader:' + 1)
+local LEADER, K_ORDERS
 local K_LOG = '{scale}:log'
 local K_STATUS = '{scale}:status'
 local K_COUNTS = '{scale}:counts'
 
-if now == '' then
-  local time = redis.call('TIME')
-  now = time[1] * 1000 + math.floor(time[2] / 1000)
-else
-  now = tonumber(now)
+local function start_call(leader)
+  LEADER = leader
+  K_ORDERS = '{scale}:orders:' .. string.sub(leader, #'{scale}:leader:' + 1)
+  if now == '' then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+  else
+    now = tonumber(now)
+  end
 end
 
 -- Who leads, under which epoch, and until when (ms).
