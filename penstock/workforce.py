@@ -112,9 +112,8 @@ class Workforce:
             if record.action is Action.BLOCKED:
                 console.event(f"{record.pool} needs {record.to_workers} workers, has {record.from_workers}: {record.reason}")
             elif record.action in (Action.UP, Action.DOWN):
-                console.event(
-                    f"{record.pool}: {record.from_workers} -> {record.to_workers} workers ({'; '.join((record.reason, *record.limits))})"
-                )
+                why = "; ".join((record.reason, *record.limits))
+                console.event(f"{record.pool}: {record.from_workers} -> {record.to_workers} workers ({why})")
 
     def _ended(self, end: Exit) -> None:
         task = asyncio.create_task(self._move_on(end), name=f"move on what {end.name} held")
