@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from autoscaler.arrange import Arrangement, adopt, arrange
+from autoscaler.history import recalled
 from autoscaler.launchers.base import Assigns, DiesWithUs, Launcher
 from autoscaler.observe import Around, Learned, look_around, observe
 from autoscaler.policy import Decision, History, Rule, decide
@@ -27,6 +28,8 @@ from dispatch.settings import Launcher as LauncherName
 
 _log = logging.getLogger("penstock.autoscaler")
 _REPORTS_SHOWN = 50
+_LOOKED_BACK = 1_000
+"""Entries of the log that a new leader reads: it is bounded, and turns of long ago do not matter."""
 
 
 @dataclass(slots=True)
@@ -92,6 +95,8 @@ class Reconciler:
         leadership = await self._lead()
         if not leadership.leads:
             return []
+        if not self._memory:
+            await self._recall()
         before = self._orders or await self._store.orders(self._group)
         by_pool = {orders.pool: orders for orders in before.pools}
         around = await look_around(self._store, self._fleet)
@@ -131,6 +136,16 @@ class Reconciler:
             _log.info("stand by", extra={"group": self._group, "leader": now.leader, "epoch": now.epoch})
         self.leadership = now
         return now
+
+    async def _recall(self) -> None:
+        """The last turns of every pool, from the log: who led before remembered them."""
+        newest: dict[str, list[DecisionRecord]] = {}
+        looked = 0
+        async for _, record in self._store.decisions():
+            newest.setdefault(record.pool, []).append(record)
+            if (looked := looked + 1) == _LOOKED_BACK:
+                break
+        self._memory = {pool: _Memory(recalled(reversed(records))) for pool, records in newest.items()}
 
     def _forget(self, why: str) -> None:
         if why:

@@ -147,6 +147,26 @@ async def test_one_leads_and_the_next_goes_on_with_what_runs(stage: Stage) -> No
     assert len(stage.hands.applied) == applied
 
 
+async def test_a_new_leader_knows_the_turns_of_the_one_before(stage: Stage) -> None:
+    stage.policy = PoolPolicy(min=0, max=4, idle_timeout_s=20, down_window_s=1)
+    one, two = stage.autoscaler("as-1"), stage.autoscaler("as-2")
+    await stage.ask(30, 200)
+    await stage.until(one, lambda: len(stage.hands.running) == 4)
+    await stage.queue.purge("m")
+    await stage.until(one, lambda: len(stage.hands.running) < 4)
+    turned_at_ms = stage.clock.ms
+    stage.clock.ms += LEASE_MS  # it dies; the next one would go up at once
+    await stage.ask(30, 200)
+    before = len((await stage.store.orders("main")).launches())
+    await stage.go(two, 1)
+    assert two.leads
+    limits = (await stage.store.statuses())["p"].decided.limits
+    assert "one turn in 60 s" in limits, limits
+    assert len((await stage.store.orders("main")).launches()) == before
+    await stage.until(two, lambda: len(stage.hands.running) == 4)
+    assert stage.clock.ms - turned_at_ms >= 55_000
+
+
 async def test_a_leader_that_was_overtaken_within_a_tick_changes_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.policy = PoolPolicy(min=1, max=4)
     one, two = stage.autoscaler("as-1"), stage.autoscaler("as-2")
