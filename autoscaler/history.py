@@ -13,7 +13,8 @@ Marks = tuple[tuple[float, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """`History()` is the beginning, `recalled` that of a new leader. `base`: the number decided last. Opaque to all but policy.py.
+    """`History()` is the beginning, `recalled` that of a new leader. `base`: the number decided last.
+    Opaque to all but policy.py.
 
     `peaks` falls and `dips` rises from the oldest to the newest: the first of each is the window's extreme.
     `turned_at_s`: when the direction changed last. `failures` in a row, and when the next failed worker may be replaced.
