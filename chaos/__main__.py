@@ -26,8 +26,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--topology", choices=(SINGLE, SENTINEL), default=SINGLE)
     parser.add_argument("--server", default="", help="redis or valkey; default: the first one found")
-    parser.add_argument("--sim", type=int, default=3, metavar="N", help="sim workers")
-    parser.add_argument("--transformers", type=int, default=2, metavar="N", help="transformers workers")
+    parser.add_argument("--sim", type=int, metavar="N", help="sim workers; default: 3, with --scaled 1")
+    parser.add_argument("--transformers", type=int, metavar="N", help="transformers workers; default: 2, with --scaled 1")
     parser.add_argument("--clients", type=int, default=20, metavar="N")
     parser.add_argument("--gap", type=float, default=2.2, metavar="S", help="mean time between faults")
     parser.add_argument("--only", default="", help=f"faults, by comma: {', '.join(FAULTS)}")
@@ -36,6 +36,7 @@ def main() -> int:
         "--poison", type=float, default=0.01, metavar="P", help="share of prompts that do something to their engine"
     )
     parser.add_argument("--launched", choices=(SOME, ALL, NONE), default=SOME, help="workers whose exits a launcher tells")
+    parser.add_argument("--scaled", action="store_true", help="autoscalers, agents and a pool of theirs are victims, too")
     parser.add_argument("--out", type=Path, help="folder for history and logs; default: a temporary one")
     parser.add_argument("--check", type=Path, metavar="HISTORY", help="only check a history that is there")
     args = parser.parse_args()
@@ -45,6 +46,8 @@ def main() -> int:
     unknown = [name for name in only if name not in FAULTS]
     if unknown:
         parser.error(f"no such fault: {', '.join(unknown)}")
+    if args.scaled and args.topology != SINGLE:
+        parser.error("--scaled needs one server: what a failover may forget of leaders is not judged")
     folder = (args.out or Path(tempfile.mkdtemp(prefix="penstock-chaos-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     history = folder / "history.jsonl"
@@ -54,14 +57,15 @@ def main() -> int:
         seconds=args.minutes * 60,
         topology=args.topology,
         server=args.server,
-        sim_workers=args.sim,
-        transformers_workers=args.transformers,
+        sim_workers=args.sim if args.sim is not None else 1 if args.scaled else 3,
+        transformers_workers=args.transformers if args.transformers is not None else 1 if args.scaled else 2,
         clients=args.clients,
         gap_s=args.gap,
         only=only,
         settle_s=args.settle,
         launched=args.launched,
         poison=args.poison,
+        scaled=args.scaled,
     )
     uvloop.run(run(config, folder, history))
     return _judge(history)

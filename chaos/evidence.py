@@ -41,6 +41,8 @@ class Evidence:
         self.lease_ms: float = meta.get("lease_s", 2.0) * 1000
         self.gateways: dict[str, str] = meta.get("gateways", {})  # url -> role
         self.engine_failures: int = meta.get("engine_failures", 5)
+        self.hosts: dict[str, str] = {e["role"]: e["host"] for e in history.of("process") if e.get("host")}
+        """Launch -> the agent's role: they share a host, and its road."""
 
     @cached_property
     def finals(self) -> dict[str, Event]:
@@ -89,15 +91,35 @@ class Evidence:
         ]
 
     def overlapping(self, start: float, end: float, names: Collection[str] = (), target: str = "") -> Iterator[Window]:
-        """The faults that lasted at some moment of a span."""
+        """The faults that lasted at some moment of a span; of a pool's worker also those of its host."""
+        targets = (target, "all", self.hosts.get(target, target))
         for w in self.windows:
-            if (
-                w.start <= end
-                and w.end >= start
-                and (not names or w.name in names)
-                and (not target or w.target in (target, "all"))
-            ):
+            if w.start <= end and w.end >= start and (not names or w.name in names) and (not target or w.target in targets):
                 yield w
+
+    @cached_property
+    def retired(self) -> dict[str, float]:
+        """Launch -> when it was told to drain, or was ordered no more; the last time, if it was kept in between."""
+        found: dict[str, float] = {}
+        before: set[str] = set()
+        for event in self.history.of("orders"):
+            staying = event["launches"].keys() - set(event["retiring"])
+            found = {launch: t for launch, t in found.items() if launch not in staying}
+            for launch in (before | event["launches"].keys()) - staying:
+                found.setdefault(launch, event["t"])
+            before |= event["launches"].keys()
+        return found
+
+    @cached_property
+    def dropped(self) -> dict[str, float]:
+        """Launch -> when it was ordered no more: from then on its agent ends it."""
+        found: dict[str, float] = {}
+        before: set[str] = set()
+        for event in self.history.of("orders"):
+            for launch in before - event["launches"].keys():
+                found.setdefault(launch, event["t"])
+            before |= event["launches"].keys()
+        return found
 
     @cached_property
     def forgotten(self) -> set[str]:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from chaos.house import Role
+from chaos.pool import POOL, bounds_of
 from chaos.scene import AWAY, Scene
 from chaos.servers import Sentinel, ServerProcess
 from dispatch.redis_client import connect
+from dispatch.scale_store import ScaleStore
 
 SINGLE, SENTINEL = "single", "sentinel"
 _BOTH = frozenset({SINGLE, SENTINEL})
@@ -25,7 +27,8 @@ Do = Callable[[Scene, str, float], Awaitable[Undo]]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One row. `on`: worker, gateway, engine, role, server or nobody; `for_s`: shortest and longest; `lease`: in leases."""
+    """One row. `on`: worker, gateway, engine, role, server, autoscaler, leader, agent, bounds or nobody; `for_s`: shortest and
+    longest; `lease`: in leases."""
 
     do: Do
     weight: int
@@ -37,10 +40,12 @@ class Fault:
     """Not together with another fault of the server."""
     least_s: float = 0.0
     """Only in runs of at least that length."""
+    scaled: bool = False
+    """Only in runs with autoscalers and agents."""
 
 
 def _role(scene: Scene, target: str) -> Role:
-    return scene.house.roles[target]
+    return scene.house.role(target)
 
 
 async def kill(scene: Scene, target: str, for_s: float) -> Undo:
@@ -185,7 +190,7 @@ async def disk_full(scene: Scene, target: str, for_s: float) -> Undo:
 
 async def stop_fleet(scene: Scene, target: str, for_s: float) -> Undo:
     """SIGSTOP of every worker at once."""
-    undoings = [await stop(scene, role.name, for_s) for role in scene.house.workers]
+    undoings = [await stop(scene, role.name, for_s) for role in scene.house.workers if role.pid]
 
     async def undo() -> None:
         for each in undoings:
@@ -193,6 +198,46 @@ async def stop_fleet(scene: Scene, target: str, for_s: float) -> Undo:
                 await each()
 
     return undo
+
+
+async def stop_one(scene: Scene, target: str, for_s: float) -> Undo:
+    """SIGSTOP of one process, not of its children: an agent's are its workers."""
+    pid = _role(scene, target).signal(signal.SIGSTOP)
+
+    async def undo() -> None:
+        _signal_pid(pid, signal.SIGCONT)
+
+    return undo
+
+
+async def kill_host(scene: Scene, target: str, for_s: float) -> Undo:
+    """SIGKILL of an agent and all its workers at once."""
+    _role(scene, target).signal(signal.SIGKILL)
+    for role in _on_host(scene, target):
+        await kill(scene, role.name, for_s)
+    return None
+
+
+async def stop_host(scene: Scene, target: str, for_s: float) -> Undo:
+    """SIGSTOP of an agent and all its workers: for a short or a long while it is gone."""
+    undoings = [await stop_one(scene, target, for_s), *[await stop(scene, r.name, for_s) for r in _on_host(scene, target)]]
+
+    async def undo() -> None:
+        for each in undoings:
+            if each is not None:
+                await each()
+
+    return undo
+
+
+async def rebound(scene: Scene, target: str, for_s: float) -> Undo:
+    """An operator sets other bounds of the pool."""
+    await ScaleStore(await scene.redis()).change_override(POOL, lambda _: bounds_of(target, scene.house))
+    return None
+
+
+def _on_host(scene: Scene, target: str) -> list[Role]:
+    return [role for role in scene.house.pool.values() if role.host == target and role.pid]
 
 
 async def cut(scene: Scene, target: str, for_s: float) -> Undo:
@@ -263,4 +308,14 @@ FAULTS: Mapping[str, Fault] = {
     "partition": Fault(_proxied(silent=True), 4, "role", (1.0, 4.0)),
     "one-way": Fault(_proxied(mute=True), 4, "role", (1.0, 3.0)),
     "refuse": Fault(_proxied(refuse=True), 2, "role", (1.0, 3.0)),
+    "kill-leader": Fault(kill, 8, "leader", scaled=True),
+    "stop-leader": Fault(stop_one, 6, "leader", (1.0, 5.0), scaled=True),
+    "kill-autoscaler": Fault(kill, 2, "autoscaler", scaled=True),
+    "drain-autoscaler": Fault(drain, 2, "autoscaler", scaled=True),
+    "kill-agent": Fault(kill, 8, "agent", scaled=True),
+    "stop-agent": Fault(stop_one, 4, "agent", (2.0, 14.0), scaled=True),
+    "drain-agent": Fault(drain, 2, "agent", scaled=True),
+    "kill-host": Fault(kill_host, 2, "agent", scaled=True),
+    "stop-host": Fault(stop_host, 2, "agent", (3.0, 16.0), scaled=True),
+    "bounds": Fault(rebound, 8, "bounds", scaled=True),
 }

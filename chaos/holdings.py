@@ -11,7 +11,7 @@ from functools import cached_property
 from chaos.evidence import Evidence, Window
 from chaos.history import Event
 
-ON_WORKERS = ("kill-worker", "kill-engine", "stop-worker", "stop-fleet")
+ON_WORKERS = ("kill-worker", "kill-engine", "stop-worker", "stop-fleet", "kill-host", "stop-host")
 ON_GATEWAYS = ("kill-gateway", "drain-gateway", "rolling-restart", "stop-gateway")
 ON_THE_WIRE = ("partition", "one-way", "refuse", "drop-replies", "delay", "cut")
 CHARGING_ON_THE_SERVER = ("outage", "kill-master", "stop-master", "failover", "kill-replica")

@@ -1,7 +1,8 @@
-"""The processes of a run: gateways, workers, and the supervisor that starts again what ended.
+"""The processes of a run: gateways, workers, autoscalers, agents, and the supervisor that starts again what ended.
 
 For most roles the supervisor calls nothing: it knows no more than a process manager does. The `launched` workers have what the
-product's launcher has, too: their exits are told to Redis at once. Never here: faults, load.
+product's launcher has, too: their exits are told to Redis at once. Workers that agents start are found, not started (pool.py).
+Never here: faults, load.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoscaler.agent.processes import Identity
 from autoscaler.launchers.aftermath import Aftermath
 from autoscaler.launchers.base import Exit
 from chaos.history import Recorder
@@ -29,13 +31,17 @@ from dispatch.redis_client import connect
 from dispatch.rules import QueueRules
 
 _log = logging.getLogger("chaos")
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 _RESTART_S, _LONGEST_RESTART_S, _SHORT_LIFE_S = 0.3, 3.0, 5.0
+
+
+GATEWAY, WORKER, AUTOSCALER, AGENT = "gateway", "worker", "autoscaler", "agent"
 
 
 @dataclass
 class Role:
-    """One slot: a gateway or worker that is started again whenever it ends."""
+    """One slot: a process that is started again whenever it ends. `found`: a pool's worker, whose agent does that; `host` is
+    the agent's role, whose road it shares."""
 
     name: str
     command: tuple[str, ...]
@@ -45,6 +51,9 @@ class Role:
     url: str = ""
     engine: str = ""
     launched: bool = False
+    kind: str = WORKER
+    host: str = ""
+    found: Identity | None = None
     process: asyncio.subprocess.Process | None = None
     told_to_end: bool = False
     wanted: bool = True
@@ -53,6 +62,8 @@ class Role:
     @property
     def pid(self) -> int:
         """The living process's id, or 0."""
+        if self.found is not None:
+            return self.found.pid if self.found.lives() else 0
         return self.process.pid if self.process is not None and self.process.returncode is None else 0
 
     def signal(self, number: int) -> int:
@@ -77,7 +88,11 @@ class House:
 
     def __init__(self, folder: Path, server: Server, rules: QueueRules, record: Recorder, seed: int) -> None:
         self.roles: dict[str, Role] = {}
-        self._folder = folder
+        self.pool: dict[str, Role] = {}
+        """Workers that agents started, by launch id; also those that are gone."""
+        self.leading = ""
+        """Which autoscaler led when somebody looked last."""
+        self.folder = folder
         self._server = server
         # Where a launcher runs is another machine than a worker's: no fault of a worker's wire is its own.
         self._redis = connect(server.url(), max_connections=4)
@@ -89,22 +104,65 @@ class House:
     @property
     def gateways(self) -> list[Role]:
         """The gateways, by name."""
-        return [r for r in self.roles.values() if r.url]
+        return self.of(GATEWAY)
 
     @property
     def workers(self) -> list[Role]:
-        """The workers, by name."""
-        return [r for r in self.roles.values() if not r.url]
+        """The workers, by name, those of agents after the others."""
+        return [*self.of(WORKER), *self.pool.values()]
+
+    @property
+    def on_roads(self) -> list[Role]:
+        """Everybody with a way to Redis of its own."""
+        return [*self.gateways, *self.of(WORKER), *self.of(AUTOSCALER), *self.of(AGENT)]
+
+    def of(self, kind: str) -> list[Role]:
+        """The supervised roles of a kind."""
+        return [r for r in self.roles.values() if r.kind == kind]
+
+    def role(self, name: str) -> Role:
+        """A role by its name, or by its launch id."""
+        return self.roles.get(name) or self.pool[name]
 
     async def gateway(self, name: str, port: int, environment: Mapping[str, str]) -> Role:
         """Add a gateway."""
-        return await self._add(name, ("gateway", "--port", str(port)), environment, url=f"http://127.0.0.1:{port}")
+        return await self._add(name, ("gateway", "--port", str(port)), environment, url=f"http://127.0.0.1:{port}", kind=GATEWAY)
 
     async def worker(
         self, name: str, engine: str, flags: tuple[str, ...], environment: Mapping[str, str], *, launched: bool = False
     ) -> Role:
         """Add a worker."""
         return await self._add(name, ("worker", "--engine", engine, *flags), environment, engine=engine, launched=launched)
+
+    async def autoscaler(self, name: str, environment: Mapping[str, str]) -> Role:
+        """Add an autoscaler."""
+        return await self._add(name, ("autoscaler",), environment, kind=AUTOSCALER)
+
+    async def agent(self, name: str, environment: Mapping[str, str]) -> Role:
+        """Add an agent."""
+        return await self._add(name, ("agent",), environment, kind=AGENT)
+
+    async def end(self, role: Role, patience_s: float) -> int | None:
+        """SIGTERM, and never again; its exit code, None if it did not end."""
+        role.wanted = False
+        role.signal(signal.SIGTERM)
+        if role.process is None:
+            return 0
+        try:
+            return await asyncio.wait_for(role.process.wait(), patience_s)
+        except TimeoutError:
+            return None
+
+    async def once(self, role: Role, *flags: str, patience_s: float) -> int | None:
+        """A role's verb with more flags, until it ends: its exit code; None if it was killed for taking too long."""
+        with role.log.open("ab") as log:
+            process = await self._spawn(role, log.fileno(), *flags)
+        try:
+            return await asyncio.wait_for(process.wait(), patience_s)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            return None
 
     def incarnations(self, role: Role) -> list[str]:
         """Every id under which that worker was known, as its log has them."""
@@ -138,13 +196,14 @@ class House:
         url: str = "",
         engine: str = "",
         launched: bool = False,
+        kind: str = WORKER,
     ) -> Role:
         ports = {n: p.port for n, p in self._server.processes.items()}
         sentinels = [port for n, port in ports.items() if n.startswith("sentinel")]
         road = Road([port for n, port in ports.items() if n.startswith("server")], sentinels, SERVICE, self._rng)
         await road.start()
         command = (*command, "--redis", road.url)
-        role = Role(name, command, environment, self._folder / f"{name}.log", road, url, engine, launched)
+        role = Role(name, command, environment, self.folder / f"{name}.log", road, url, engine, launched, kind)
         self.roles[name] = role
         role.supervisor = asyncio.create_task(self._supervise(role), name=f"supervise {name}")
         return role
@@ -159,18 +218,7 @@ class House:
         while role.wanted:
             started = time.monotonic()
             with role.log.open("ab") as log:
-                role.process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "penstock",
-                    *role.command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=with_parent(_environment(role.environment)),
-                    cwd=self._folder,
-                    start_new_session=True,
-                )
+                role.process = await self._spawn(role, log.fileno())
             role.told_to_end = False
             self._record("process", role=role.name, what="start", pid=role.process.pid)
             code = await role.process.wait()
@@ -183,6 +231,21 @@ class House:
             pause_s = min(pause_s * 2, _LONGEST_RESTART_S) if lived_s < _SHORT_LIFE_S and not role.told_to_end else _RESTART_S
             await asyncio.sleep(pause_s)
 
+    async def _spawn(self, role: Role, log: int, *flags: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "penstock",
+            *role.command,
+            *flags,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=with_parent(_environment(role.environment)),
+            cwd=self.folder,
+            start_new_session=True,
+        )
+
 
 _WORKER_ID = re.compile(rb'worker_id"\s*:\s*"(w-[0-9a-f]{8})"')
 
@@ -190,7 +253,7 @@ _WORKER_ID = re.compile(rb'worker_id"\s*:\s*"(w-[0-9a-f]{8})"')
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Ours without its own settings; the tree this harness stands in comes first, also in a copy of it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
-    path = [str(_ROOT), kept.get("PYTHONPATH", "")]
+    path = [str(ROOT), kept.get("PYTHONPATH", "")]
     if "CHAOS_CLOCK_SKEW_S" in extra:
-        path.insert(0, str(_ROOT / "chaos" / "skew"))
+        path.insert(0, str(ROOT / "chaos" / "skew"))
     return {**kept, "PYTHONPATH": os.pathsep.join(p for p in path if p), **extra}

@@ -80,7 +80,7 @@ def hit(mutant: Mutant, judged: list[str]) -> str:
 
 def judgement(code: int, said: str) -> list[str] | None:
     """The violations that a run told of, each kind once. None: it died, or had nothing to judge."""
-    violations: list[str] = re.findall(r"^((?:I|J)\d+: .*)$", said, re.MULTILINE)
+    violations: list[str] = re.findall(r"^((?:I|J|S)\d+: .*)$", said, re.MULTILINE)
     requests = re.search(r"^\| requests \| (\d+)", said, re.MULTILINE)
     whole = "history: " in said and requests is not None and int(requests[1]) >= _LEAST_REQUESTS
     if code not in (0, 1) or (code == 1) is not bool(violations):
@@ -112,8 +112,11 @@ def as_line(v: Verdict) -> str:
 
 
 async def _run(root: Path, seed: int, seconds: float, mutant: Mutant, out: Path) -> tuple[int, str]:
-    command = ["-m", "chaos", "--seed", str(seed), "--minutes", f"{seconds / 60:.3f}", "--transformers", "0", "--sim", "3"]
+    command = ["-m", "chaos", "--seed", str(seed), "--minutes", f"{seconds / 60:.3f}", "--transformers", "0"]
+    command += ["--sim", "1" if mutant.scaled else "3"]
     command += ["--clients", "16", "--gap", "1.0", "--settle", "20", "--out", str(out)]
+    if mutant.scaled:
+        command += ["--scaled"]
     command += ["--poison", f"{mutant.poison:g}"] + (["--only", mutant.only] if mutant.only else [])
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from chaos.faults import FAULTS, Fault, Undo
+from chaos.house import AGENT, AUTOSCALER
+from chaos.pool import BOUNDS
 from chaos.scene import AWAY, Scene
 
 _UNDO_S = 45.0
@@ -25,10 +27,20 @@ class Strike:
     for_s: float
 
 
-def plan(seed: int, seconds: float, topology: str, *, gap_s: float, lease_s: float, only: Collection[str] = ()) -> list[Strike]:
+def plan(
+    seed: int,
+    seconds: float,
+    topology: str,
+    *,
+    gap_s: float,
+    lease_s: float,
+    only: Collection[str] = (),
+    scaled: bool = False,
+) -> list[Strike]:
     """The schedule: the same for the same arguments, always."""
     rng = random.Random(f"{seed} nemesis {topology}")
-    names = [n for n, f in FAULTS.items() if topology in f.topologies and f.least_s <= seconds and (not only or n in only)]
+    here = {n: f for n, f in FAULTS.items() if topology in f.topologies and (scaled or not f.scaled)}
+    names = [n for n, f in here.items() if f.least_s <= seconds and (not only or n in only)]
     weights = [FAULTS[n].weight for n in names]
     strikes, at_s, server_free_s = [], gap_s, 0.0
     while at_s < seconds:
@@ -94,11 +106,17 @@ class Nemesis:
         house = self._scene.house
         if fault.on in ("", "server"):
             return fault.on or "all"
+        if fault.on == "bounds":
+            return BOUNDS[int(pick * len(BOUNDS))]
+        autoscalers = house.of(AUTOSCALER)
         candidates = {
             "worker": house.workers,
             "gateway": house.gateways,
             "engine": [r for r in house.workers if r.children()],
-            "role": [*house.gateways, *house.workers],
+            "role": house.on_roads,
+            "autoscaler": autoscalers,
+            "leader": [r for r in autoscalers if r.name == house.leading] or autoscalers,
+            "agent": house.of(AGENT),
         }[fault.on]
         names = [r.name for r in candidates if r.pid]
         return names[int(pick * len(names))] if names else None

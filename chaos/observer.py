@@ -6,6 +6,7 @@ Never here: judgement (checker.py).
 
 import asyncio
 import contextlib
+import re
 import signal
 import time
 from collections import defaultdict
@@ -20,6 +21,8 @@ from dispatch.states import ENDINGS, Priority, WorkerState
 from tests.key_leaks import leaking_keys
 
 _EVERY_S = 0.5
+_RQ = re.compile(r"rq:(queues|workers|workers:[^:]+|queue:[^:]+|(finished|failed|wip|deferred|scheduled|canceled):[^:]+)")
+"""RQ's own registries: one a queue or a Penstock. Its jobs and workers are none of them."""
 _PARTS = ("", ":front", ":alone")
 
 
@@ -125,7 +128,7 @@ class Observer:
             "lines": {name: length for name, length in lines.items() if length},
             "held": {b.id: [i.decode() for i in await redis.hkeys(keys.held(b.id))] for b in beats},
             "working": {b.id: b.held for b in beats if b.held},
-            "leaks": await leaking_keys(redis),
+            "leaks": [key for key in await leaking_keys(redis) if not (self._scene.scaled and _RQ.fullmatch(key))],
             "stats": {m: _text(await redis.hgetall(keys.stats(m))) for m in models},
         }
 

@@ -11,6 +11,7 @@ _LEAVE, _LOG, _GROUND, _MEET = (f"{_SCRIPTS}lib/{name}.lua" for name in ("leave"
 _WORK, _HEART = "worker/execution.py", "worker/heartbeat.py"
 _REQUESTS, _READING, _SUBMITTING = "gateway/routes/requests.py", "gateway/reading.py", "gateway/submitting.py"
 _LOSSY = "drop-replies,cut,client-kill,one-way"
+_LEADERLESS = "kill-leader,stop-leader,drain-autoscaler"
 _DEADLY = "kill-worker,stop-worker,partition"
 
 
@@ -27,6 +28,8 @@ class Mutant:
     """The promises that this bug breaks: a violation of another one does not count as having found it."""
     poison: float = 0.01
     """The share of prompts that do something to their engine."""
+    scaled: bool = False
+    """Whether it shows only where autoscalers and agents are."""
 
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -230,8 +233,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "what a dead worker held goes back uncharged",
         f"{_SCRIPTS}abandon.lua",
-        "if r.state == 'granted' then give_back",
-        "if true then give_back",
+        "if r.state == 'granted' then",
+        "if true then",
         "kill-worker",
         expects={"I6"},
     ),
@@ -252,5 +255,43 @@ MUTANTS: tuple[Mutant, ...] = (
         "script-flush",
         expects={"J4"},
         poison=0.1,
+    ),
+    # what scales itself
+    Mutant("orders without a fence", f"{_SCRIPTS}order.lua", "if leader ~= who", "if false", _LEADERLESS, {"S1"}, scaled=True),
+    Mutant(
+        "a new leader has no new epoch",
+        f"{_SCRIPTS}lead.lua",
+        "if ends <= now then epoch = epoch + 1 end",
+        "if epoch == 0 then epoch = 1 end",
+        _LEADERLESS,
+        {"S1"},
+        scaled=True,
+    ),
+    Mutant(
+        "an agent does not find its workers again",
+        "autoscaler/agent/agent.py",
+        "        state = self._file.load()\n        self.epoch = state.epoch\n        running = workers_of(self.host)",
+        "        state = State(self.host)\n        running: dict[str, Identity] = {}",
+        "kill-agent",
+        {"S2", "S3", "S5"},
+        scaled=True,
+    ),
+    Mutant(
+        "an agent ends nobody",
+        "autoscaler/agent/agent.py",
+        "            tended.watch.send(signal.SIGTERM)\n            self._changed.set()",
+        "            tended.watch.close()\n            self._forget(tended)\n            return",
+        "bounds",
+        {"S2", "S3"},
+        scaled=True,
+    ),
+    Mutant(
+        "who drains is ended before it is done",
+        "autoscaler/arrange.py",
+        " and worker.held == 0)",
+        ")",
+        "bounds",
+        {"S4"},
+        scaled=True,
     ),
 )

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from chaos.history import Recorder
 from chaos.house import House
 from chaos.nemesis import Nemesis, plan
 from chaos.observer import Observer
+from chaos.scaled import Scaled
 from chaos.scene import AWAY, Scene
 from chaos.servers import Sentinel, Server, Single, find
 from dispatch.fleet import Fleet
@@ -30,6 +32,7 @@ from tests.ports import free_port
 
 SOME, ALL, NONE = "some", "all", "none"
 _READY_S = 90.0
+_END_S = 30.0
 _SKEWS_S = (0, 3600, -3600, 30, -30)
 
 
@@ -52,6 +55,8 @@ class Config:
     """The share of prompts that do something to their engine."""
     launched: str = SOME
     """Which workers a launcher tells of: some (each second one, by seed), all or none."""
+    scaled: bool = False
+    """Autoscalers, agents and a pool of theirs besides."""
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -84,7 +89,8 @@ async def run(config: Config, folder: Path, history: Path) -> None:
         rules = QueueRules(lease_ms=int(config.lease_s * 1000))
         house = House(folder, server, rules, record, config.seed)
         models = [SIM, DEMO] if config.transformers_workers else [SIM]
-        scene = Scene(house, server, record, rules, models)
+        scene = Scene(house, server, record, rules, models, scaled=config.scaled)
+        scaled: Scaled | None = None
         try:
             gateways = await _start_roles(config, house, has_sim_faults)
             meta = {
@@ -98,11 +104,17 @@ async def run(config: Config, folder: Path, history: Path) -> None:
             }
             record("meta", **meta)
             await _until_ready(scene, config)
+            if config.scaled:
+                scaled = await Scaled.start(scene, environment(config), uuid.uuid4().hex)
+                scaled.watch.look()
+                await scaled.until_standing(_READY_S)
             demo = demo_asks() if config.transformers_workers else []
             await _take_references(gateways[0], demo, record)
             _say(f"chaos: ready; {config.seconds:g} s of faults")
-            await _storm(config, scene, gateways, demo, poison=config.poison if has_sim_faults else 0.0)
+            await _storm(config, scene, gateways, demo, scaled, poison=config.poison if has_sim_faults else 0.0)
         finally:
+            if scaled is not None:
+                await scaled.close()
             await house.close()
             await scene.close()
             await server.close()
@@ -164,13 +176,25 @@ async def _take_references(gateway: str, asks: Sequence[Ask], record: Recorder) 
             record("reference", ask=ask.key, text=result["text"], tokens=tokens, finish_reason=result["finish_reason"])
 
 
-async def _storm(config: Config, scene: Scene, gateways: Sequence[str], demo: Sequence[Ask], *, poison: float) -> None:
+async def _storm(
+    config: Config, scene: Scene, gateways: Sequence[str], demo: Sequence[Ask], scaled: Scaled | None, *, poison: float
+) -> None:
     record = scene.record
-    strikes = plan(config.seed, config.seconds, config.topology, gap_s=config.gap_s, lease_s=config.lease_s, only=config.only)
+    strikes = plan(
+        config.seed,
+        config.seconds,
+        config.topology,
+        gap_s=config.gap_s,
+        lease_s=config.lease_s,
+        only=config.only,
+        scaled=config.scaled,
+    )
     load = Load(config.clients, config.seed, gateways, record, demo, poison=poison)
     nemesis, observer, forger = Nemesis(scene, strikes), Observer(scene), Forger(scene, config.seed)
     record("phase", what="storm", strikes=len(strikes))
     background = [asyncio.create_task(observer.run()), asyncio.create_task(forger.run())]
+    if scaled is not None:
+        background += [asyncio.create_task(scaled.watch.run()), asyncio.create_task(scaled.scale.run())]
     load.start()
     ends_at = time.monotonic() + config.seconds
     await nemesis.run()
@@ -179,6 +203,8 @@ async def _storm(config: Config, scene: Scene, gateways: Sequence[str], demo: Se
     _say("chaos: healed; waiting until everything has ended")
     left = await load.stop(config.settle_s)
     settled = await observer.until_settled(config.settle_s)
+    if scaled is not None:
+        await scaled.until_reached(config.settle_s)
     await observer.until_idle(10)
     await observer.until_probed(15)
     for task in background:
@@ -190,8 +216,12 @@ async def _storm(config: Config, scene: Scene, gateways: Sequence[str], demo: Se
     try:
         async with asyncio.timeout(config.settle_s):
             await observer.write_final()
+            if scaled is not None:
+                await scaled.scale.write_final()
     except AWAY as error:
         record("phase", what="unreadable", why=f"{type(error).__name__}: {error}")
+    if scaled is not None:
+        await scaled.end(_END_S)
 
 
 def _say(text: str) -> None:

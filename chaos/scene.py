@@ -32,6 +32,8 @@ class Scene:
     record: Recorder
     rules: QueueRules
     models: Sequence[str]
+    scaled: bool = False
+    """Whether autoscalers and agents are among the victims."""
 
     def __post_init__(self) -> None:
         self.keys = ShardKeys(SHARD)

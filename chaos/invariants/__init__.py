@@ -14,6 +14,13 @@ from chaos.invariants.endings import i1_every_request_ends, i2_endings_absorb, i
 from chaos.invariants.lines import i7_memory_is_kept, i7_two_lines_meet, i11_nothing_is_left, i14_first_come_first_served
 from chaos.invariants.logs import i3_clients_heard_the_log, i3_logs_are_chained, i4_texts_are_right, i13_no_rewind
 from chaos.invariants.processes import j2_processes_stay, j4_nonsense_is_quarantined
+from chaos.invariants.scaling import (
+    s1_one_leader_acts,
+    s2_what_is_ordered_runs,
+    s3_nobody_is_left,
+    s4_retiring_costs_nothing,
+    s5_no_launch_runs_twice,
+)
 
 __all__ = ["INVARIANTS", "Found", "Violation"]
 
@@ -42,4 +49,9 @@ INVARIANTS: tuple[Callable[[Evidence], Found], ...] = (
     j2_processes_stay,
     j3_orphans_end,
     j4_nonsense_is_quarantined,
+    s1_one_leader_acts,
+    s2_what_is_ordered_runs,
+    s3_nobody_is_left,
+    s4_retiring_costs_nothing,
+    s5_no_launch_runs_twice,
 )

@@ -8,6 +8,9 @@ from collections import defaultdict
 from chaos.evidence import Evidence, end_of
 from chaos.invariants.base import Found, Violation, story
 
+_LOOK_MS = 1_000
+"""How late the harness sees new orders."""
+
 
 def i5_the_fence_holds(e: Evidence) -> Found:
     """Whoever writes with the papers of an attempt that is over is refused."""
@@ -36,6 +39,9 @@ def i6_deaths_are_charged(e: Evidence) -> Found:
             continue
         # A release that was on its way when its worker was killed charges nothing.
         if any(e.overlapping(victims["t"] - 10_000, victims["t"], ("drain-worker", "rolling-restart"), victims["role"])):
+            continue
+        # So is one of a worker that its agent ends, because it is ordered no more: a look at the orders later it is known.
+        if -_LOOK_MS <= victims["t"] - e.dropped.get(victims["role"], float("inf")) <= 10_000:
             continue
         for request, attempt, _ in victims["requests"]:
             deaths[request].add(attempt)

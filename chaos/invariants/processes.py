@@ -12,12 +12,14 @@ from chaos.invariants.base import Found, Violation
 
 _START_MS = 30_000
 """How long a process may look for Redis before it says that there is none."""
+_LOOK_MS = 1_000
+"""How late the harness sees new orders."""
 _LAST_WORD_MS = 5_000
 """From an engine's death to the end of a worker that has no use for another one."""
 
 
 def j2_processes_stay(e: Evidence) -> Found:
-    """No process of ours ends unless it is told to, or has one of four reasons: see `_has_a_reason`."""
+    """No process of ours ends unless it is told to, or has one of five reasons: see `_has_a_reason`."""
     started: dict[int, float] = {}
     for event in e.history.of("process"):
         if event["what"] == "start":
@@ -28,6 +30,9 @@ def j2_processes_stay(e: Evidence) -> Found:
 
 def _has_a_reason(e: Evidence, end: Event, start: float) -> bool:
     role, t = end["role"], end["t"]
+    # A pool's worker that is ordered no more is ended by its agent.
+    if e.dropped.get(role, float("inf")) <= t + _LOOK_MS:
+        return True
     ready = [s["t"] for s in e.history.of("sample") if s.get("pid") == end["pid"] and s["state"] == "ready"]
     # It met no Redis at its start, and said so.
     away = (*e.overlapping(start, t, ON_THE_SERVER), *e.overlapping(start, t, ON_THE_WIRE, role))

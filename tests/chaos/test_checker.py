@@ -12,6 +12,7 @@ from chaos.checker import check
 from chaos.evidence import Evidence
 from chaos.history import History
 from chaos.invariants import INVARIANTS, Violation
+from tests.chaos import scaled_histories
 
 Event = dict[str, Any]
 ID, ASK, GATEWAY = "s0.00ff", "sim|text|2||Tell me", "http://g0"
@@ -310,12 +311,43 @@ BAD: dict[str, list[list[Event]]] = {
         _with({"t": T0, "ev": "quarantined", "role": "sim-1", "worker": "w-1", "error": "The canary's tokens changed."}),
     ],
 }
+SCALED = [*[{**e, "scaled": True} if e["ev"] == "meta" else e for e in GOOD], *scaled_histories.GOOD]
+BAD.update(scaled_histories.bad(SCALED, _final()))
 BY_NAME: dict[str, Callable[..., Any]] = {function.__name__: function for function in INVARIANTS}
 CASES = [(name, n) for name, histories in BAD.items() for n in range(len(histories))]
 
 
 def test_a_good_history_has_no_violation() -> None:
     assert check(History(GOOD)) == []
+
+
+def test_a_good_history_that_scaled_has_no_violation() -> None:
+    assert check(History(SCALED)) == []
+
+
+@pytest.mark.parametrize("n", range(6))
+def test_a_retired_worker_that_was_struck_may_give_back(n: int) -> None:
+    history = History(scaled_histories.excused(SCALED, _final())[n])
+    assert list(BY_NAME["s4_retiring_costs_nothing"](Evidence(history))) == []
+
+
+def test_a_fault_of_a_host_excuses_a_charge_on_its_workers_and_one_of_its_agent_does_not() -> None:
+    def charged(fault: str, target: str) -> int:
+        rest = [e for e in SCALED if e["ev"] not in ("final", "fault")]
+        story = [1, "w-p", T0, T0 + 10, T0 + 2_400, LAPSE]
+        history = [*rest, _fault(fault, target, T0 + 150), _final(story=[story])]
+        return len(list(BY_NAME["i9_charges_have_a_cause"](Evidence(History(history)))))
+
+    launch = scaled_histories.LAUNCH
+    for blow in (("kill-worker", launch), ("partition", "agent-0"), ("stop-host", "agent-0"), ("kill-host", "agent-0")):
+        assert charged(*blow) == 0, blow
+    for blow in (("partition", "agent-1"), ("kill-agent", "agent-0"), ("stop-agent", "agent-0"), ("kill-leader", "autoscaler-0")):
+        assert charged(*blow) == 1, blow
+
+
+def test_a_worker_that_is_ordered_no_more_may_end_and_another_may_not() -> None:
+    early = [{**e, "t": T0 - 1_000} if e["ev"] == "process" and e.get("host") and e["what"] == "exit" else e for e in SCALED]
+    assert [v.what for v in BY_NAME["j2_processes_stay"](Evidence(History(early)))] == ["a process ended by itself"]
 
 
 def test_a_second_good_request_changes_nothing() -> None:

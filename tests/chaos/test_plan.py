@@ -18,9 +18,18 @@ def test_ten_minutes_have_two_hundred_faults() -> None:
 
 def test_every_fault_has_its_turn() -> None:
     names = {
-        s.name for topology in (SINGLE, SENTINEL) for seed in range(5) for s in plan(seed, 600, topology, gap_s=2, lease_s=2)
+        s.name
+        for topology in (SINGLE, SENTINEL)
+        for seed in range(5)
+        for scaled in (False, True)
+        for s in plan(seed, 600, topology, gap_s=2, lease_s=2, scaled=scaled)
     }
     assert names == set(FAULTS)
+
+
+def test_what_does_not_scale_is_struck_as_it_always_was() -> None:
+    plain = [s.name for seed in range(5) for s in plan(seed, 600, SINGLE, gap_s=2, lease_s=2)]
+    assert plain and not any(FAULTS[name].scaled for name in plain)
 
 
 def test_the_server_is_never_struck_without_a_pause() -> None:
