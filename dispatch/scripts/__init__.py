@@ -90,15 +90,20 @@ class Script:
         arguments = [values.pop(name) for name in self._args]
         if values:
             raise TypeError(f"{self.name}.lua has no argument {', '.join(values)}")
+        call = (self.function, 1, key, *arguments, *rest)
         if self._as_function:
             try:
-                return await redis.execute("FCALL", self.function, 1, key, *arguments, *rest)
+                return await redis.execute("FCALL", *call)
             except ResponseError as error:
                 self._as_function = not _REFUSED.match(str(error))
                 if self._as_function and str(error) != _UNKNOWN:
                     raise
-            if self._as_function and await self._load(redis):
-                return await redis.execute("FCALL", self.function, 1, key, *arguments, *rest)
+        if self._as_function and await self._load(redis):
+            try:
+                return await redis.execute("FCALL", *call)
+            except ResponseError as error:
+                if str(error) != _UNKNOWN:  # forgotten again between the two
+                    raise
         try:
             return await redis.execute("EVALSHA", self._sha, 1, key, *arguments, *rest)
         except NoScriptError:
@@ -112,7 +117,9 @@ class Script:
         except (OutOfMemoryError, ReadOnlyError):
             return False
         except ResponseError as error:
-            self._as_function = not _REFUSED.match(str(error))
+            if not _REFUSED.match(str(error)):
+                raise
+            self._as_function = False
             return False
         return True
 

@@ -16,7 +16,12 @@ for _, id in ipairs(redis.call('HKEYS', k_held(worker))) do
   local r = read_request(id)
   if r and is_held(r) and r.worker == worker then
     local message = 'worker ' .. worker .. ': ' .. evidence
-    if r.state == 'granted' then give_back(r, message) else charge(r, suspects[id] or 0, 0, 'engine_crashed', message) end
+    if r.state == 'granted' then
+      give_back(r, message)
+    else
+      local w = charge(r, suspects[id] or 0, 0, 'engine_crashed', message)
+      if w then store_load(w) end
+    end
     moved = moved + 1
   else
     redis.call('HDEL', k_held(worker), id)

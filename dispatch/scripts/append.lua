@@ -17,14 +17,12 @@ end
 if seq > last + 1 then return 'gap' end
 local r = {id = id, attempt = tonumber(attempt), seq = last, chain = f[5], readers = f[6], deadline = tonumber(f[8])}
 log(r, 'chunk', data)
-if f[7] then
-  redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain)
+local first = f[7] or now
+if (tonumber(f[9]) or 0) == 0 then
+  redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', first)
 else
-  redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', now)
-end
-if (tonumber(f[9]) or 0) > 0 then
   -- Its first output: the prompt is done, and the worker stands before those that still have to prefill theirs.
-  redis.call('HSET', k_request(id), 'prefilling', 0)
+  redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', first, 'prefilling', 0)
   local w = read_worker(f[10])
   if w then
     prefilled(w, id)

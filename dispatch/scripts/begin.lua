@@ -4,21 +4,23 @@
 -- use: ground log
 -- args: now worker id attempt nonce
 -- returns {status, input, seq, attempt, deadline}: ok | fenced
-local r = read_request(id)
+local r = read_some(id, {'state', 'attempt', 'seq', 'chain', 'readers', 'deadline', 'on_disconnect', 'reader_look', 'nonce', 'worker',
+  'inbox', 'begun_at'})
 if fenced(r, attempt, nonce) then return {'fenced'} end
 if r.deadline <= now then return {'fenced'} end -- the sweep ends it as expired; no work is begun for it
-if r.state == 'granted' then
+local lease = now + LEASE_MS
+if r.state == 'running' then
+  redis.call('HSET', k_request(id), 'lease', lease)
+else
   redis.call('XDEL', k_inbox(r.worker), r.inbox)
   if r.begun_at == 0 then
-    redis.call('HSET', k_request(id), 'begun_at', now, 'attempt_begun_at', now)
+    redis.call('HSET', k_request(id), 'state', 'running', 'lease', lease, 'begun_at', now, 'attempt_begun_at', now)
   else
     log(r, 'note', '{"attempt":' .. r.attempt .. ',"worker":"' .. r.worker .. '"}')
-    redis.call('HSET', k_request(id), 'attempt_begun_at', now, 'seq', r.seq, 'chain', r.chain)
+    redis.call('HSET', k_request(id), 'state', 'running', 'lease', lease, 'attempt_begun_at', now, 'seq', r.seq, 'chain', r.chain)
   end
 end
-r.state = 'running'
-r.lease = now + LEASE_MS
-redis.call('HSET', k_request(id), 'state', 'running', 'lease', r.lease)
+r.state, r.lease = 'running', lease
 if redis.call('EXISTS', k_worker(worker)) == 1 then redis.call('HSET', k_worker(worker), 'seen', now) end
 set_timer(r)
 return {'ok', redis.call('GET', k_input(id)) or '', r.seq, r.attempt, r.deadline}

@@ -3,8 +3,10 @@
 -- use: ground line log pull choose pin meet
 -- args: now salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of prompt strategy session webhook webhook_events
 -- returns {status, id, state, position, backlog}: ok | replay | mismatch | full
-local known = redis.call('HGET', k_request(id), 'state') or tombstone(id)
-if known then return {'ok', id, known, 0, backlog(model)} end
+if redis.call('EXISTS', k_request(id), k_tombstone(id)) > 0 then
+  local known = redis.call('HGET', k_request(id), 'state') or tombstone(id)
+  return {'ok', id, known, 0, (count_waiting(model))}
+end
 
 local k_idempotency = TAG .. 'idempotency:' .. tenant .. ':' .. idempotency
 if idempotency ~= '' then
@@ -25,14 +27,15 @@ local r = {
   prompt = tonumber(prompt), strategy = strategy, session = session,
 }
 local w = find_worker(r)
+local waiting, before = count_waiting(model, priority)
 if not w then
-  local waiting = backlog(model)
   if waiting >= MAX_BACKLOG then return {'full', id, 'queued', waiting, waiting} end
 end
 
-redis.call('HSET', k_request(id), 'v', 1, 'model', model, 'kind', kind, 'priority', priority, 'tenant', tenant, 'cost', cost,
-  'state', 'queued', 'attempt', 0, 'charged', 0, 'crashes', 0, 'deadline', r.deadline, 'seq', 0, 'chain', chain,
-  'max_attempts', max_attempts, 'on_disconnect', on_disconnect, 'reader_look', r.reader_look, 'readers', reader,
+-- What an append reads stands first: a small hash is searched from its beginning.
+redis.call('HSET', k_request(id), 'state', 'queued', 'attempt', 0, 'seq', 0, 'chain', chain, 'readers', reader,
+  'deadline', r.deadline, 'on_disconnect', on_disconnect, 'reader_look', r.reader_look, 'v', 1, 'model', model, 'kind', kind,
+  'priority', priority, 'tenant', tenant, 'cost', cost, 'charged', 0, 'crashes', 0, 'max_attempts', max_attempts,
   'retry_of', retry_of, 'created', now, 'prompt', prompt, 'strategy', strategy, 'session', session)
 if webhook ~= '' then redis.call('HSET', k_request(id), 'webhook', webhook, 'webhook_events', webhook_events) end
 local ttl = span + RETENTION_MS + ONE_DAY_MS
@@ -48,7 +51,7 @@ if w then
   grant(r, w)
   store_load(w)
   park(w)
-  return {'ok', id, 'granted', 0, backlog(model)}
+  return {'ok', id, 'granted', 0, waiting}
 end
 wait_in_line(r, '')
-return {'ok', id, 'queued', waiting_through(model, priority), backlog(model)}
+return {'ok', id, 'queued', before + 1, waiting + 1}

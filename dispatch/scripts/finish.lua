@@ -13,7 +13,7 @@ if fenced(r, attempt, nonce) or r.state ~= 'running' then return 'fenced' end
 if tonumber(seq) ~= r.seq + 1 then return 'gap' end
 if last ~= '' then
   log(r, 'chunk', last)
-  if r.first_output_at == 0 then redis.call('HSET', k_request(id), 'first_output_at', now) end
+  if r.first_output_at == 0 then r.first_output_at = now end
 end
 room_grew(end_request(r, state, detail, RETENTION_MS))
 return 'ok'

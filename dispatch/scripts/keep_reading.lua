@@ -2,5 +2,5 @@
 -- keep_reading: renew a gateway's reader lease.
 -- use: ground log
 -- args: now gateway
-touch_gateway(gateway)
+touch_gateway(gateway, true)
 return 1

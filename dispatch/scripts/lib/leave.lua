@@ -10,8 +10,8 @@ local function tell(r, why)
   redis.call('HSET', k_request(r.id), 'story', story)
 end
 
--- Off whoever holds it. Returns that worker, unparked: the caller lets it take what waits by room_grew.
-local function let_go(r)
+-- Off whoever holds it. Returns that worker: the caller stores its load, or lets it take what waits by room_grew.
+local function take_away(r)
   redis.call('SREM', k_leases(r.model), r.id)
   if r.state == 'granted' and r.inbox then redis.call('XDEL', k_inbox(r.worker), r.inbox) end
   local cost = redis.call('HGET', k_held(r.worker), r.id)
@@ -21,14 +21,22 @@ local function let_go(r)
   if not w then return nil end
   w.used = w.used - tonumber(cost)
   w.held = w.held - 1
-  prefilled(w, r.id)
+  if r.prefilling ~= '0' then prefilled(w, r.id) end
   if w.alone == r.id then keep_free(w, nil) end
-  store_load(w)
-  unpark(w.model, w.id)
   return w
 end
 
--- Off the line it waits in, or off the worker that holds it. Returns the worker whose room grew, as let_go does.
+-- The same for one that is not over: it must not meet this very pull before room_grew.
+local function let_go(r)
+  local w = take_away(r)
+  if w then
+    store_load(w)
+    unpark(w.model, w.id)
+  end
+  return w
+end
+
+-- Off the line it waits in, or off the worker that holds it. Returns the worker whose room grew, as take_away does.
 local function leave_place(r)
   if r.state == 'queued' then
     take_off_line(r)
@@ -42,7 +50,7 @@ local function leave_place(r)
     keep_free(w, nil)
     return w
   end
-  if is_held(r) then return let_go(r) end
+  if is_held(r) then return take_away(r) end
   return nil
 end
 
@@ -76,7 +84,7 @@ local function end_request(r, state, detail, keep_ms)
   local w = leave_place(r)
   local head = '{"state":"' .. state .. '","attempts":' .. r.attempt
   log(r, 'end', head .. (#detail > 2 and ',' .. string.sub(detail, 2) or '}'))
-  redis.call('HSET', k_request(r.id), 'state', state, 'seq', r.seq, 'chain', r.chain, 'ended_at', now)
+  redis.call('HSET', k_request(r.id), 'state', state, 'seq', r.seq, 'chain', r.chain, 'first_output_at', r.first_output_at, 'ended_at', now)
   redis.call('ZREM', TIMERS, r.id)
   redis.call('PEXPIRE', k_request(r.id), keep_ms)
   redis.call('PEXPIRE', k_output(r.id), keep_ms)

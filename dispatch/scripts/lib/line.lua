@@ -19,17 +19,23 @@ local function waiting_with(model, priority)
     + redis.call('XLEN', k_line(model, priority, ''))
 end
 
--- How many wait with this priority or a higher one.
-local function waiting_through(model, lowest)
-  local waiting = 0
-  for _, priority in ipairs(PRIORITIES) do
-    waiting = waiting + waiting_with(model, priority)
-    if priority == lowest then break end
-  end
-  return waiting
+-- Whoever waits has a size: one look where mostly nobody does.
+local function anybody_waits(model)
+  local key = TAG .. 'sizes:' .. model
+  return redis.call('EXISTS', key .. ':high:alone', key .. ':high:front', key .. ':high', key .. ':normal:alone', key .. ':normal:front',
+    key .. ':normal', key .. ':low:alone', key .. ':low:front', key .. ':low') > 0
 end
 
-local function backlog(model) return waiting_through(model, 'low') end
+-- How many wait: in all, and with this priority or a higher one.
+local function count_waiting(model, lowest)
+  if not anybody_waits(model) then return 0, 0 end
+  local all, through = 0, 0
+  for _, priority in ipairs(PRIORITIES) do
+    all = all + waiting_with(model, priority)
+    if priority == lowest then through = all end
+  end
+  return all, through
+end
 
 local WINDOW = 32 -- so many at the head of a line are looked at one by one
 

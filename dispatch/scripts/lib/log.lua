@@ -17,24 +17,31 @@ local function read_until(r)
 end
 
 -- A gateway not heard of for a whole lease may have missed entries: it is told to attach anew.
-local function touch_gateway(gateway)
-  if not is_reading(gateway) then redis.call('XADD', k_feed(gateway), '*', 'cut', '1') end
+local function touch_gateway(gateway, beats)
+  if not is_reading(gateway) then redis.call('XADD', k_feed(gateway), '*', 'cut', '1') beats = true end
   redis.call('SET', k_gateway(gateway), now, 'PX', 2 * READER_LEASE_MS)
-  redis.call('PEXPIRE', k_feed(gateway), 2 * READER_LEASE_MS)
+  if beats then redis.call('PEXPIRE', k_feed(gateway), 2 * READER_LEASE_MS) end
 end
+
+local feeds -- gateway -> entries in its feed; false: it does not read. As far as this call looked.
+at_start[#at_start + 1] = function() feeds = {} end
 
 local function tell_readers(r, kind, data)
   for gateway in string.gmatch(r.readers or '', '%S+') do
-    if is_reading(gateway) then
-      local feed = k_feed(gateway)
-      local length = redis.call('XLEN', feed)
+    local feed = k_feed(gateway)
+    local length = feeds[gateway]
+    if length == nil then length = is_reading(gateway) and redis.call('XLEN', feed) end
+    feeds[gateway] = length
+    if length then
       -- A gateway that cannot follow is told so and attaches anew; trimming in silence would lose an ending.
       if length >= FEED_CAP then
         redis.call('XTRIM', feed, 'MAXLEN', 0)
         redis.call('XADD', feed, '*', 'cut', '1')
+        length = 1
       end
       redis.call('XADD', feed, '*', 'r', r.id, 's', r.seq, 'a', r.attempt, 'k', kind, 'd', data, 'h', r.chain)
       if length == 0 then redis.call('PEXPIRE', feed, 2 * READER_LEASE_MS) end
+      feeds[gateway] = length + 1
     end
   end
 end

@@ -8,19 +8,22 @@ local function grant(r, w)
   r.state = 'granted'
   r.worker = w.id
   r.lease = now + GRANT_MS
+  local first = w.held == 0
   w.used = w.used + r.cost
   w.held = w.held + 1
   redis.call('HSET', k_held(w.id), r.id, r.cost)
   if r.prompt > 0 and w.tells_prefill then
+    first = first or w.prefill == 0
     w.prefill = w.prefill + r.prompt
     redis.call('HSET', k_prefill(w.id), r.id, r.prompt)
-    redis.call('PEXPIRE', k_prefill(w.id), WORKER_TTL_MS)
   end
   redis.call('SADD', k_leases(r.model), r.id)
   r.inbox = redis.call('XADD', k_inbox(w.id), '*',
     'kind', 'grant', 'id', r.id, 'attempt', r.attempt, 'nonce', r.nonce, 'cost', r.cost)
-  redis.call('PEXPIRE', k_held(w.id), WORKER_TTL_MS)
-  redis.call('PEXPIRE', k_inbox(w.id), WORKER_TTL_MS)
+  if first then
+    -- It may have made them; after that the worker's beats keep them.
+    for _, key in ipairs({k_held(w.id), k_prefill(w.id), k_inbox(w.id)}) do redis.call('PEXPIRE', key, WORKER_TTL_MS) end
+  end
   note_meeting(r, 'granted ' .. w.id .. ' ' .. (r.met or 'line'))
   redis.call('HSET', k_request(r.id), 'state', 'granted', 'attempt', r.attempt, 'nonce', r.nonce, 'worker', w.id,
     'lease', r.lease, 'inbox', r.inbox, 'granted_at', now, 'prefilling', r.prompt, 'meetings', r.meetings)
@@ -229,7 +232,7 @@ end
 local function room_grew(w)
   if not w then return 0 end
   local granted = 0
-  if is_open(w) and w.held < w.slots and not is_paused(w.model) then
+  if is_open(w) and w.held < w.slots and (w.pin or w.alone or anybody_waits(w.model)) and not is_paused(w.model) then
     granted = take_suspect(w) + take_pinned(w)
     while room(w) > 0 do
       local took = take_next(w)

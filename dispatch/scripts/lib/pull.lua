@@ -52,10 +52,9 @@ end
 
 local function park(w)
   if is_open(w) and room(w) > 0 then
-    redis.call('ZADD', k_parked(w.model), standing(w), w.id)
-    redis.call('ZADD', k_rooms(w.model), room(w), w.id)
-    redis.call('PEXPIRE', k_parked(w.model), WORKER_TTL_MS)
-    redis.call('PEXPIRE', k_rooms(w.model), WORKER_TTL_MS)
+    -- The first there makes them; after that the beats of those that are parked keep them.
+    if redis.call('ZADD', k_parked(w.model), standing(w), w.id) == 1 then redis.call('PEXPIRE', k_parked(w.model), WORKER_TTL_MS) end
+    if redis.call('ZADD', k_rooms(w.model), room(w), w.id) == 1 then redis.call('PEXPIRE', k_rooms(w.model), WORKER_TTL_MS) end
   else
     unpark(w.model, w.id)
   end
