@@ -12,6 +12,7 @@ from typing import Any
 
 from dispatch.faults import NotReplicated
 from dispatch.replicas import Replicas
+from dispatch.wire import exchange
 
 _LANES = 2  # one batch is on its way while the next gathers; more lanes only make smaller batches
 _BATCH = 256
@@ -59,18 +60,8 @@ class Batched:
 
     async def _round_trip(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
         try:
-            pipe = self._client.pipeline(transaction=False)
-            for command, _ in batch:
-                pipe.execute_command(*command)
-            asked = self._replicas.needed
-            if self._wait_replica_ms:
-                self._wait_behind(pipe, asked)
-            replies = await pipe.execute(raise_on_error=False)
-            if self._wait_replica_ms:
-                *replies, written, acknowledged, info = replies
-                missing = await self._missing(asked, written, acknowledged, info)
-                if missing is not None:
-                    replies = [each if isinstance(each, Exception) else missing for each in replies]
+            commands = [command for command, _ in batch]
+            replies = await (self._replicated(commands) if self._wait_replica_ms else exchange(self._client, commands))
         except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()
@@ -84,6 +75,17 @@ class Batched:
                 future.set_exception(reply)
             else:
                 future.set_result(reply)
+
+    async def _replicated(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """The replies, once the replicas have what the commands wrote; else NotReplicated in the place of each."""
+        pipe = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        asked = self._replicas.needed
+        self._wait_behind(pipe, asked)
+        *replies, written, acknowledged, info = await pipe.execute(raise_on_error=False)
+        missing = await self._missing(asked, written, acknowledged, info)
+        return replies if missing is None else [each if isinstance(each, Exception) else missing for each in replies]
 
     def _wait_behind(self, pipe: Any, replicas: int) -> None:
         """A write, the wait until so many replicas have it, and who they are."""

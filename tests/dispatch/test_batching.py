@@ -1,7 +1,7 @@
 """Commands of many tasks in few round trips: each gets its own reply, whatever the others do."""
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from redis.asyncio import Redis
@@ -36,18 +36,19 @@ async def test_a_cancelled_caller_disturbs_nobody(redis: Redis) -> None:
 class _Instant:
     """A client whose round trips take no time, so that lanes end in every order beside new commands."""
 
-    def pipeline(self, transaction: bool) -> Any:
-        return self
+    response_callbacks: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.connection_pool = self
 
-    def execute_command(self, *command: object) -> None:
-        self.asked += 1
+    async def get_connection(self) -> "_Instant":
+        return self
 
-    async def execute(self, raise_on_error: bool) -> list[object]:
-        asked, self.asked = self.asked, 0
-        return [None] * asked
+    async def release(self, connection: "_Instant") -> None: ...
+
+    async def send_packed_command(self, packed: bytes) -> None: ...
+
+    async def read_response(self) -> None: ...
 
 
 async def test_no_command_is_forgotten_between_two_lanes() -> None:
