@@ -68,7 +68,8 @@ class Orders:
 @dataclass(frozen=True, slots=True)
 class LaunchReport:
     """What the hands know of one launch. `exits`: how often its process ended unwanted; `error` and `last_words` (the last lines
-    of its log) tell of the last end. `pid` 0: no process."""
+    of its log) tell of the last end; only people at the CLI see the words. `pid` 0: no process. `worker` and `need_bytes` as in
+    the launch it was started by, where the hands know: a leader that lost its orders can write them again."""
 
     id: str
     pool: str
@@ -79,6 +80,8 @@ class LaunchReport:
     exits: int = 0
     error: str = ""
     last_words: tuple[str, ...] = ()
+    worker: Mapping[str, str] = field(default_factory=dict)
+    need_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ class Tended:
             exits=self.exits,
             error=self.error,
             last_words=self.last_words,
+            worker=self.launch.worker,
+            need_bytes=self.launch.need_bytes,
         )
 
     def kept(self) -> Kept:

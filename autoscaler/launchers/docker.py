@@ -138,6 +138,7 @@ class DockerLauncher:
 
     def _report(self, launch: str, container: Mapping[str, Any]) -> LaunchReport:
         life = self._lives.get(launch, _Life())
+        ordered = (self._wanted or {}).get(launch)
         return LaunchReport(
             id=launch,
             pool=container["Labels"].get(_POOL, ""),
@@ -148,6 +149,8 @@ class DockerLauncher:
             exits=life.exits,
             error=life.error,
             last_words=life.last_words,
+            worker=ordered.worker if ordered else {},
+            need_bytes=ordered.need_bytes if ordered else 0,
         )
 
     def _state(self, launch: str, state: str, life: _Life) -> LaunchState:
