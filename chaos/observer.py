@@ -21,7 +21,9 @@ from dispatch.states import ENDINGS, Priority, WorkerState
 from tests.key_leaks import leaking_keys
 
 _EVERY_S = 0.5
-_RQ = re.compile(r"rq:(queues|workers|workers:[^:]+|queue:[^:]+|(finished|failed|wip|deferred|scheduled|canceled):[^:]+)")
+_RQ = re.compile(
+    r"rq:(queues|workers|workers:[^:]+|queue:[^:]+(:intermediate)?|(finished|failed|wip|deferred|scheduled|canceled):[^:]+)"
+)
 """RQ's own registries: one a queue or a Penstock. Its jobs and workers are none of them."""
 _PARTS = ("", ":front", ":alone")
 

@@ -26,13 +26,15 @@ class Report:
     doubly_struck: int
     recoveries_s: tuple[float, ...]
     told_recoveries_s: tuple[float, ...]
-    """Of workers whose launcher tells of their exits."""
+    """Of workers whose launcher, or agent, tells of their exits: if that lives."""
     quarantined: int
     topology: str
     tokens: int
     prefilled_again: int
     forged: int
     violations: Sequence[Violation]
+    scaled: dict[str, str]
+    """More rows, of a run that scaled itself."""
 
 
 def report(history: History, violations: Sequence[Violation]) -> Report:
@@ -59,6 +61,7 @@ def report(history: History, violations: Sequence[Violation]) -> Report:
         prefilled_again=sum(_prefilled_again(f["log"]) for f in e.finals.values()),
         forged=sum(1 for _ in history.of("forged")),
         violations=violations,
+        scaled=_scaled(e) if meta.get("scaled") else {},
     )
 
 
@@ -71,11 +74,12 @@ def as_markdown(r: Report) -> str:
         ("forgotten by a failover after their end was seen", f"{r.forgotten}"),
         ("faults", f"{sum(r.faults.values())}: " + _counts(r.faults)),
         ("recovery after SIGKILL of a worker, by its lease", _spans(r.recoveries_s)),
-        ("recovery after SIGKILL of a worker, told by its launcher", _spans(r.told_recoveries_s)),
+        ("recovery after SIGKILL of a worker, told by its launcher or agent", _spans(r.told_recoveries_s)),
         ("workers in quarantine, sent home", f"{r.quarantined}"),
         ("tokens; visible twice", f"{r.tokens}; {sum(v.invariant in ('I3', 'I4') for v in r.violations)}"),
         ("tokens prefilled again by later attempts", f"{r.prefilled_again} ({r.prefilled_again / max(r.tokens, 1):.1%})"),
         ("writes with old papers, refused", f"{r.forged}"),
+        *r.scaled.items(),
         (
             "violations",
             f"{len(r.violations)}"
@@ -85,6 +89,21 @@ def as_markdown(r: Report) -> str:
     # What Sentinel is excused is said also where it is nothing.
     rows = [row for row in rows if row[1] != "0" or row[0] == "violations" or r.topology != "single"]
     return f"### {r.title}\n\n| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def _scaled(e: Evidence) -> dict[str, str]:
+    """What there was of leaders, decisions and launches, and how long the pool needed to come to rest."""
+    h = e.history
+    ended = [x for x in h.of("process") if x.get("host")]
+    twice = Counter(x["role"] for x in ended if x["what"] == "start")
+    actions = Counter(action for final in h.of("decisions") for _, _, action, _ in final["entries"])
+    refused = sum(1 for x in h.of("forged_order") if not x["taken"])
+    return {
+        "leaders; decisions told": f"{len({x['epoch'] for x in h.of('leadership')})}; {_counts(dict(actions.most_common()))}",
+        "launches; their processes": f"{len(twice)}; {sum(twice.values())}",
+        "orders of leaders of old, refused": f"{refused}",
+        "after healing, until what runs is what is ordered": ", ".join(f"{x['took_s']} s" for x in h.of("reached")),
+    }
 
 
 def percentile(values: Sequence[float], part: float) -> float:
@@ -97,7 +116,7 @@ def _recoveries(e: Evidence, *, told: bool) -> list[float]:
     found = []
     launched = (e.history.first("meta") or {}).get("launched", ())
     for victims in e.history.of("victims"):
-        if victims["cause"] != "SIGKILL" or (victims["role"] in launched) is not told:
+        if victims["cause"] != "SIGKILL" or (victims["role"] in launched or victims["role"] in e.hosts) is not told:
             continue
         for request, _, seq in victims["requests"]:
             for c in e.heard.get(request, ()):

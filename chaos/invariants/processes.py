@@ -46,7 +46,8 @@ def _has_a_reason(e: Evidence, end: Event, start: float) -> bool:
     holdings = Holdings(e)
     workers = [worker for worker, of in holdings.roles.items() if of == role]
     # An engine inside the worker's own process takes it along; the prompt was in it when it fell.
-    if end["code"] == -signal.SIGSEGV and any(holdings.prompts_on(worker, t, t, ("crash",)) for worker in workers):
+    # How a pool's worker ended its agent alone knows.
+    if end["code"] in (-signal.SIGSEGV, None) and any(holdings.prompts_on(worker, t, t, ("crash",)) for worker in workers):
         return True
     broken = {request for worker in workers for request in holdings.prompts_on(worker, start, t, ("crash", "hang"))}
     return len(killed) + len(broken) >= e.engine_failures
