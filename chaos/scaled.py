@@ -81,7 +81,9 @@ class Scaled:
 
     async def close(self) -> None:
         """Whatever is left of it is killed."""
-        await self.reaper.communicate()
+        assert self.reaper.stdin is not None
+        self.reaper.stdin.close()
+        await self.reaper.wait()
 
     async def until_standing(self, patience_s: float) -> None:
         """Wait until somebody leads, both hosts have reported, and the pool's first worker is ready."""
