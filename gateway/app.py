@@ -5,6 +5,7 @@ Never here: sockets and signals (serve.py), the shape of an error (problems.py),
 
 import asyncio
 import logging
+import os
 import re
 import secrets
 import time
@@ -32,6 +33,7 @@ from dispatch.settings import Settings
 from dispatch.tasks import cancelled
 from gateway.auth import Keys
 from gateway.context import Cards, Gateway
+from gateway.hot import hot_post
 from gateway.lengths import KnownLengths
 from gateway.problems import for_status, is_our_fault, problem
 from gateway.promises import Promises
@@ -50,9 +52,18 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 def build(settings: Settings) -> FastAPI:
     """The application. It starts, and answers 503, also while Redis is away."""
-    app = FastAPI(title="Penstock", openapi_url=None, docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False)
+    traced = any(name.startswith("OTEL_") for name in os.environ)  # else each request asks anew whether somebody wants traces
+    app = FastAPI(
+        title="Penstock", openapi_url=None, docs_url=None, redoc_url=None, lifespan=_lifespan, redirect_slashes=False,
+        telemetry={"tracing": traced, "metrics": traced, "logs": traced},
+    )  # fmt: skip
     app.state.settings = settings
     app.state.keys = Keys(key.get_secret_value() for key in settings.api_keys)
+    app.router.routes += [
+        hot_post("/v1/requests", requests.post),
+        hot_post("/v1/chat/completions", openai.chat_completions),
+        hot_post("/v1/completions", openai.completions),
+    ]
     for page in (ops, requests, explain, dead, queues, workers, scale, openai):
         app.include_router(page.router)
     app.add_exception_handler(PenstockError, _on_penstock_error)

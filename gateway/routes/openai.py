@@ -18,7 +18,7 @@ from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, InputKind, Log
 from dispatch.reports import Heartbeat, ModelCard
 from dispatch.states import OnDisconnect, WorkerState
 from gateway.admission import admit, terms_from
-from gateway.auth import Tenant, authenticated
+from gateway.auth import authenticated
 from gateway.bodies import parse_object, read_body
 from gateway.context import Gateway, address_of, gateway_of, store_present
 from gateway.fields import ChatFields, CompletionFields, Sampled, parse
@@ -51,14 +51,12 @@ async def get_model(http_request: Request, model: str) -> Response:
     return as_json(_model(await gateway.cards.get(model), await gateway.fleet.workers()))
 
 
-@router.post("/chat/completions")
-async def chat_completions(http_request: Request, tenant: Tenant) -> Response:
+async def chat_completions(http_request: Request, tenant: str) -> Response:
     """A chat."""
     return await _answer(http_request, tenant, ChatFields, InputKind.CHAT)
 
 
-@router.post("/completions")
-async def completions(http_request: Request, tenant: Tenant) -> Response:
+async def completions(http_request: Request, tenant: str) -> Response:
     """A plain prompt."""
     return await _answer(http_request, tenant, CompletionFields, InputKind.COMPLETION)
 

@@ -33,8 +33,7 @@ router = APIRouter(prefix="/v1/requests", dependencies=[Depends(authenticated), 
 _SCANNED = 5_000
 
 
-@router.post("")
-async def post(http_request: Request, tenant: Tenant) -> Response:
+async def post(http_request: Request, tenant: str) -> Response:
     """Queue a request. 202 at once; with `Prefer: wait=N` 200 and the result, if it is ready in time."""
     gateway = gateway_of(http_request)
     gateway.refuse_if_draining()
