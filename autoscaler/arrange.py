@@ -77,19 +77,33 @@ def arrange(
     )
 
 
-def adopt(orders: PoolOrders, reports: Mapping[str, LaunchReport], *, names_itself: bool, known: bool) -> PoolOrders:
+def adopt(
+    orders: PoolOrders, reports: Mapping[str, LaunchReport], template: Launch, *, names_itself: bool, known: bool
+) -> PoolOrders:
     """Orders that have what runs. Where the hands name their workers, those names take the places of the orders'; elsewhere
-    workers without orders are taken over only if there are no orders at all (`known` False): Redis forgot them."""
+    workers without orders are taken over only while orders are not `known`: Redis forgot them. `template` is an order of this
+    pool: it says what was ordered where the hands do not."""
     here = [
         r for _, r in sorted(reports.items()) if r.pool == orders.pool and r.state not in (LaunchState.GONE, LaunchState.STOPPING)
     ]
-    found = {r.id: Launch(r.id, r.pool, host=r.host, ordered_at_ms=r.since_ms) for r in here}
+    before = {launch.id: launch for launch in orders.launches}
+    found = {
+        r.id: before.get(r.id)
+        or replace(
+            template,
+            id=r.id,
+            host=r.host,
+            ordered_at_ms=r.since_ms,
+            worker=r.worker or template.worker,
+            need_bytes=r.need_bytes or template.need_bytes,
+        )
+        for r in here
+    }
     if names_itself:
-        before = {launch.id: launch for launch in orders.launches}
         awaited = [launch for launch in orders.launches if launch.id not in reports][: max(0, len(before) - len(found))]
-        launches = (*(before.get(name, launch) for name, launch in found.items()), *awaited)
+        launches = (*found.values(), *awaited)
     elif not known:
-        launches = tuple(found.values())
+        launches = tuple({**before, **found}.values())
     else:
         return orders
     names = {launch.id for launch in launches}
@@ -101,7 +115,4 @@ def _is_gone(report: LaunchReport | None) -> bool:
 
 
 def _has_nothing_left(worker: SeenWorker | None) -> bool:
-    """It drains and says that it holds nothing; or it cannot hold anything."""
-    if worker is None:
-        return True
-    return worker.phase is Phase.FAILED or (worker.phase is Phase.DRAINING and worker.held == 0)
+    return worker is None or worker.phase is Phase.FAILED or worker.drained

@@ -10,15 +10,15 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import uvloop
 
 from autoscaler.launchers.base import Launcher
-from autoscaler.launchers.registry import build
+from autoscaler.launchers.registry import Launchers, build
 from autoscaler.pools import pools_of
-from autoscaler.reconcile import Reconciler
+from autoscaler.reconcile import Hands, Reconciler
 from dispatch.demand import Demand
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, is_unreachable
@@ -35,6 +35,7 @@ from dispatch.tasks import cancelled
 
 _log = logging.getLogger("penstock.autoscaler")
 _SWEEP_EVERY_S = 0.25
+_RENEWALS = 3
 _AGAIN_S = 1.0
 _COMPLAIN_EVERY_S = 30.0
 
@@ -69,6 +70,13 @@ class Ticking:
             self.ticked_at = time.monotonic()
             due = max(due + self._tick_s, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
+
+    async def keep(self) -> None:
+        """Keep the lease for ever, beside ticks that take long."""
+        while True:
+            await asyncio.sleep(self.reconciler.lease_s / _RENEWALS)
+            with suppress(STORE_FAULT):  # the tick complains
+                await self.reconciler.keep()
 
     def _complain(self, what: str, why: str) -> None:
         if time.monotonic() - self._complained_at >= _COMPLAIN_EVERY_S:
@@ -112,14 +120,16 @@ async def _serve(settings: Settings) -> int:
     assert settings.redis.url is not None
     redis, sweeping = connect(settings.redis.url), connect(settings.redis.url, max_connections=2)
     store, fleet = ScaleStore(redis), Fleet(redis)
-    launchers = _launchers(settings, store, fleet)
+    launchers = Launchers(lambda name: _launcher(name, settings, store, fleet))
+    for name in {pool.launcher or settings.autoscaler.launcher for pool in settings.autoscaler.pools.values()}:
+        _ = launchers[name]  # what it lacks is told at the start
     reconciler = reconciler_for(settings, store, Demand(redis, ShardKeys("s0")), fleet, launchers)
     ticking = Ticking(reconciler, settings.autoscaler.tick_s, log_records)
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     queue = Queue(sweeping, settings.queue.rules(), wait_replica_ms=settings.redis.wait_replica_ms)
-    roles: list[Callable[[], Awaitable[None]]] = [ticking.run, lambda: _sweep(queue)]
+    roles: list[Callable[[], Awaitable[None]]] = [ticking.run, ticking.keep, lambda: _sweep(queue)]
     if settings.autoscaler.port is not None:
         roles.append(Health(ticking, port=settings.autoscaler.port, tick_s=settings.autoscaler.tick_s).run)
     tasks = [asyncio.ensure_future(role()) for role in roles]
@@ -134,15 +144,12 @@ async def _serve(settings: Settings) -> int:
         await cancelled(*tasks)
         with suppress(STORE_FAULT):  # the lease ends by itself
             await reconciler.resign()
-        for launcher in launchers.values():
-            await launcher.close()
+        await launchers.close()
         await redis.aclose()
         await sweeping.aclose()
 
 
-def reconciler_for(
-    settings: Settings, store: ScaleStore, demand: Demand, fleet: Fleet, launchers: Mapping[LauncherName, Launcher]
-) -> Reconciler:
+def reconciler_for(settings: Settings, store: ScaleStore, demand: Demand, fleet: Fleet, launchers: Hands) -> Reconciler:
     """The reconciler these settings ask for."""
     asked = settings.autoscaler
     return Reconciler(
@@ -157,12 +164,6 @@ def reconciler_for(
         keep=asked.history,
         dry_run=asked.dry_run,
     )
-
-
-def _launchers(settings: Settings, store: ScaleStore, fleet: Fleet) -> dict[LauncherName, Launcher]:
-    asked = settings.autoscaler
-    names = {pool.launcher or asked.launcher for pool in asked.pools.values()} | {asked.launcher}
-    return {name: _launcher(name, settings, store, fleet) for name in sorted(names)}
 
 
 def _launcher(name: LauncherName, settings: Settings, store: ScaleStore, fleet: Fleet) -> Launcher:

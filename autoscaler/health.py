@@ -16,6 +16,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 _LATE_TICKS = 3
+_LATE_S = 90.0
+"""A launcher's script or API may take its time."""
 _NO_STORE = {"cache-control": "no-store"}
 
 
@@ -36,7 +38,7 @@ class Health:
     def __init__(self, ticks: Ticks, *, port: int, tick_s: float) -> None:
         self._ticks = ticks
         self._port = port
-        self._late_s = _LATE_TICKS * max(tick_s, 1.0)
+        self._late_s = max(_LATE_S, _LATE_TICKS * tick_s)
         self._registry = CollectorRegistry()
         age = Gauge("penstock_autoscaler_last_tick_age_seconds", "Since this autoscaler's last tick", registry=self._registry)
         age.set_function(self._age_s)

@@ -3,8 +3,8 @@
 Never here: what follows from it (policy.py), who carries it out (reconcile.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from autoscaler.seen import Phase, Seen, SeenWorker
 from autoscaler.speed import work_tokens_per_s
@@ -18,6 +18,9 @@ from dispatch.states import WorkerState
 _TTFT_WITHIN_MS = 60_000
 _SHARE_EVERY_MS = 10_000
 _P90, _P95 = 0.9, 0.95
+
+_SILENT_S = 20.0
+"""A worker whose process runs may be silent for so long, and counts as before. Only ticks that reached Redis count."""
 
 _PHASES: Mapping[WorkerState, Phase] = {
     WorkerState.STARTING: Phase.STARTING,
@@ -45,6 +48,16 @@ class Learned:
     tokens_per_s: float = 0.0
     prompt_share: float | None = None  # of the cost of requests lately
     share_at_ms: int = 0
+    known: dict[str, "_Known"] = field(default_factory=dict)  # launches
+
+
+@dataclass(slots=True)
+class _Known:
+    """What this process has seen of a launch. `silent_since_ms`: the first tick without its heartbeat."""
+
+    since_ms: int
+    last: SeenWorker | None = None
+    silent_since_ms: int = 0
 
 
 async def look_around(store: ScaleStore, fleet: Fleet) -> Around:
@@ -62,11 +75,15 @@ async def observe(
     *,
     unplaceable: str = "",
     wants_ttft: bool = False,
+    others: Collection[str] = (),
 ) -> Seen:
-    """One pool. `orders` are what it was told last, `reports` what the hands know. Raises what Redis raises."""
+    """One pool. `orders` are what it was told last, `reports` what the hands know, `others` the launches of pools beside it.
+
+    Raises what Redis raises.
+    """
     stats = await demand.stats(orders.model)
     waiting, waiting_tokens = await demand.backlog(orders.model)
-    workers = seen_workers(orders, around, reports)
+    workers = seen_workers(orders, around, reports, learned.known, others)
     speeds = [(b.weight, b.prefill_weight) for b in around.beats if _works(b, orders.model)]
     if speeds:
         if around.now_ms - learned.share_at_ms >= _SHARE_EVERY_MS:
@@ -87,19 +104,35 @@ async def observe(
     )
 
 
-def seen_workers(orders: PoolOrders, around: Around, reports: Mapping[str, LaunchReport]) -> tuple[SeenWorker, ...]:
-    """The workers of a pool: those ordered, with what their heartbeats and the hands say; and others of its model. Pure."""
+def seen_workers(
+    orders: PoolOrders,
+    around: Around,
+    reports: Mapping[str, LaunchReport],
+    known: dict[str, _Known],
+    others: Collection[str] = (),
+) -> tuple[SeenWorker, ...]:
+    """The workers of a pool: those ordered, with what their heartbeats and the hands say; and those nobody here ordered.
+
+    `known` is carried from tick to tick, and changed.
+    """
     ordered = {launch.id for launch in orders.launches}
     newest: dict[str, Heartbeat] = {}
     for beat in around.beats:
         if beat.launch in ordered and (beat.launch not in newest or _is_newer(beat, newest[beat.launch])):
             newest[beat.launch] = beat
-    found = [
-        _seen(launch, newest.get(launch.id), reports.get(launch.id), launch.id in orders.retiring, around.now_ms)
-        for launch in orders.launches
-    ]
-    others = [_foreign(beat, around) for beat in around.beats if beat.model == orders.model and beat.launch not in ordered]
-    return tuple(found + [worker for worker in others if worker is not None])
+    for gone in known.keys() - ordered:
+        del known[gone]
+    found = []
+    for launch in orders.launches:
+        memory = known.setdefault(launch.id, _Known(around.now_ms))
+        heard, report = newest.get(launch.id), reports.get(launch.id)
+        worker = _seen(launch, heard, report, launch.id in orders.retiring, around.now_ms, memory)
+        if heard is not None:
+            memory.last, memory.silent_since_ms = worker, 0
+        found.append(worker)
+    strangers = [b for b in around.beats if b.model == orders.model and b.launch not in ordered and b.launch not in others]
+    foreign = [_foreign(beat, around) for beat in strangers]
+    return tuple(found + [worker for worker in foreign if worker is not None])
 
 
 def _works(beat: Heartbeat, model: str) -> bool:
@@ -114,19 +147,54 @@ def cold_start_s(starts_ms: Sequence[int]) -> tuple[float, float] | None:
     return _at(ordered, 0.5) / 1000, _at(ordered, _P90) / 1000
 
 
-def _seen(launch: Launch, beat: Heartbeat | None, report: LaunchReport | None, retiring: bool, now_ms: int) -> SeenWorker:
-    age_s = max(0, now_ms - launch.ordered_at_ms) / 1000 if launch.ordered_at_ms else 0.0
+def _seen(
+    launch: Launch, beat: Heartbeat | None, report: LaunchReport | None, retiring: bool, now_ms: int, memory: _Known
+) -> SeenWorker:
+    age_s = _age_s(launch, report, now_ms, memory)
     error = (beat.error if beat else "") or (report.error if report else "")
     if report is not None and report.state in (LaunchState.CRASH_LOOP, LaunchState.REFUSED):
         return SeenWorker(launch.id, Phase.FAILED, age_s, error=error)
     if beat is None:
-        return SeenWorker(launch.id, Phase.DRAINING if retiring else Phase.STARTING, age_s, error=error)
+        return _silent(launch, report, retiring, now_ms, memory, age_s, error)
     phase = _PHASES[beat.state]
     if retiring and phase is not Phase.FAILED:
         phase = Phase.DRAINING
     elif phase is Phase.DRAINING and not retiring:
         phase = Phase.READY  # it was asked to, and is needed again: it hears of that with its next beat
-    return _with_load(launch.id, phase, age_s, beat, error)
+    worker = _with_load(launch.id, phase, age_s, beat, error)
+    # Its own word that it takes nothing more: until then a grant may be on its way to it.
+    return replace(worker, drained=beat.state is WorkerState.DRAINING and not beat.held)
+
+
+def _age_s(launch: Launch, report: LaunchReport | None, now_ms: int, memory: _Known) -> float:
+    """How long its start has taken: a process that was started again, or that this process has only just come to know, has
+    just begun."""
+    if report is not None and report.state in (LaunchState.BACKOFF, LaunchState.STARTING):
+        return 0.0
+    began_ms = launch.ordered_at_ms or now_ms
+    if report is not None and memory.last is None:
+        began_ms = max(began_ms, report.since_ms, memory.since_ms)
+    elif report is not None:
+        began_ms = max(began_ms, report.since_ms)
+    return max(0, now_ms - began_ms) / 1000
+
+
+def _silent(
+    launch: Launch, report: LaunchReport | None, retiring: bool, now_ms: int, memory: _Known, age_s: float, error: str
+) -> SeenWorker:
+    """No heartbeat stands. Redis may have been away, and with it every heartbeat: one whose process runs is what it was."""
+    memory.silent_since_ms = memory.silent_since_ms or now_ms
+    silent_s = (now_ms - memory.silent_since_ms) / 1000
+    runs = report is not None and report.state is LaunchState.RUNNING
+    if memory.last is None or not runs:
+        if retiring:
+            return SeenWorker(launch.id, Phase.DRAINING, age_s, error=error, drained=not runs or silent_s > _SILENT_S)
+        return SeenWorker(launch.id, Phase.STARTING, age_s, error=error)
+    if silent_s > _SILENT_S:
+        phase = Phase.DRAINING if retiring else Phase.FAILED
+        why = error or f"its process runs, and its heartbeat has been missing for {silent_s:.0f} s"
+        return replace(memory.last, phase=phase, age_s=age_s, error=why, drained=retiring)
+    return replace(memory.last, phase=Phase.DRAINING if retiring else memory.last.phase, age_s=age_s, drained=False)
 
 
 def _foreign(beat: Heartbeat, around: Around) -> SeenWorker | None:

@@ -3,12 +3,13 @@
 Never here: what a policy makes of them (policy.py).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoscaler.policy import PoolPolicy
 from autoscaler.pool_policy import policy_of
+from autoscaler.seen import Seen
 from dispatch.keys import check_model_name
 from dispatch.scaling import Launch, PoolOrders, PoolOverride
 from dispatch.settings import Launcher, PoolSettings, Settings
@@ -25,6 +26,7 @@ class Pool:
     worker: Mapping[str, str] = field(default_factory=dict)
     need_bytes: int = 0
     override: PoolOverride | None = None
+    removed: bool = False
 
     def launch(self, name: str, now_ms: int) -> Launch:
         """The order for one more worker."""
@@ -32,14 +34,54 @@ class Pool:
 
 
 def pools_of(settings: Settings, overrides: Mapping[str, PoolOverride], left: Mapping[str, PoolOrders]) -> list[Pool]:
-    """Every pool, by name. `left` are the last orders: a pool that is in no setting any more is scaled to none."""
+    """Every pool, by name. `left` are the last orders.
+
+    A pool that is in no setting any more is scaled to none by the launcher that started its workers; so is, first, one that was
+    given to another launcher.
+    """
     asked = settings.autoscaler
     pools = [_pool(name, pool, settings, overrides.get(name)) for name, pool in sorted(asked.pools.items())]
-    for name, orders in sorted(left.items()):
-        if name not in asked.pools and orders.launches:
-            none = PoolSettings(min=0, max=0, down_window_s=0)
-            pools.append(Pool(name, orders.model, asked.launcher, policy_of(none, None)))
+    pools = [_emptied(left[p.name], p.launcher) if _has_moved(p, left.get(p.name)) else p for p in pools]
+    pools += [
+        replace(_emptied(orders, asked.launcher), removed=True)
+        for name, orders in sorted(left.items())
+        if name not in asked.pools
+    ]
     return pools
+
+
+def share_of(seen: Seen, pool: Pool, pools: Sequence[Pool]) -> Seen:
+    """What one pool is to do of what its model's pools see together: by how many workers each may have, the rest to the first.
+
+    Else each would start workers for all of it.
+    """
+    peers = sorted((p for p in pools if p.model == pool.model and p.policy.max > 0), key=lambda p: p.name)
+    total = sum(p.policy.max for p in peers)
+    if len(peers) < 2 or pool not in peers:
+        return seen
+
+    def part(count: int) -> int:
+        shares = {p.name: count * p.policy.max // total for p in peers}
+        shares[peers[0].name] += count - sum(shares.values())
+        return shares[pool.name]
+
+    waiting = part(seen.waiting)
+    return replace(
+        seen,
+        waiting=waiting,
+        waiting_tokens=part(seen.waiting_tokens) if waiting else 0,
+        oldest_wait_s=seen.oldest_wait_s if waiting else 0.0,
+        running=sum(worker.held for worker in seen.workers),
+    )
+
+
+def _has_moved(pool: Pool, left: PoolOrders | None) -> bool:
+    return left is not None and bool(left.launches) and bool(left.launcher) and left.launcher != pool.launcher
+
+
+def _emptied(left: PoolOrders, launcher: Launcher) -> Pool:
+    none = policy_of(PoolSettings(min=0, max=0, down_window_s=0), None)
+    return Pool(left.pool, left.model, Launcher(left.launcher or launcher), none)
 
 
 def _pool(name: str, pool: PoolSettings, settings: Settings, override: PoolOverride | None) -> Pool:

@@ -4,18 +4,22 @@ it leads.
 Never here: what is decided (policy.py), which workers that means (arrange.py), how one is started (launchers).
 """
 
+import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from autoscaler.arrange import Arrangement, adopt, arrange
 from autoscaler.history import recalled
 from autoscaler.launchers.base import Assigns, DiesWithUs, Launcher
 from autoscaler.observe import Around, Learned, look_around, observe
 from autoscaler.policy import Decision, History, Rule, decide
-from autoscaler.pools import Pool
+from autoscaler.pools import Pool, share_of
+from autoscaler.records import record_of
 from autoscaler.seen import Phase, Seen
 from autoscaler.telling import Telling
 from dispatch.demand import Demand
@@ -28,6 +32,11 @@ from dispatch.settings import Launcher as LauncherName
 
 _log = logging.getLogger("penstock.autoscaler")
 _REPORTS_SHOWN = 50
+_SET_BACK_MS = 5_000
+_REBUILDING_MS = 20_000
+"""After a Redis that knew of no orders: what hands report meanwhile is taken over."""
+_HEARD_MS = 3_000
+"""The first part of it, in which nothing is decided for hands that report through Redis: they had no time to."""
 _LOOKED_BACK = 1_000
 """Entries of the log that a new leader reads: it is bounded, and turns of long ago do not matter."""
 
@@ -39,7 +48,7 @@ class _Memory:
     history: History = field(default_factory=History)
     learned: Learned = field(default_factory=Learned)
     telling: Telling = field(default_factory=Telling)
-    ready: set[str] | None = None  # launches that were ready; None: not looked yet, so no start is learned from
+    starting: set[str] = field(default_factory=set)  # launches that were seen on their way
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,19 @@ class _Told:
     arrangement: Arrangement
     reports: Mapping[str, LaunchReport]
 
+    @property
+    def is_over(self) -> bool:
+        """A pool that is in no setting any more, and has no worker left."""
+        return self.pool.removed and not self.seen.blind and not self.arrangement.orders.launches
+
+
+class Hands(Protocol):
+    """The launchers."""
+
+    def __getitem__(self, name: LauncherName, /) -> Launcher:
+        """Raises PenstockError, or KeyError, where there is none."""
+        ...
+
 
 class Reconciler:
     """One of a group's autoscalers. `pools` are read anew each tick: overrides change. `launchers` by their names."""
@@ -63,7 +85,7 @@ class Reconciler:
         store: ScaleStore,
         demand: Demand,
         fleet: Fleet,
-        launchers: Mapping[LauncherName, Launcher],
+        launchers: Hands,
         pools: Callable[[Mapping[str, PoolOverride], Mapping[str, PoolOrders]], list[Pool]],
         *,
         lease_ms: int,
@@ -84,6 +106,14 @@ class Reconciler:
         self._orders: Orders | None = None
         self._memory: dict[str, _Memory] = {}
         self._asked: set[str] = set()  # to drain, by us
+        self._now_ms = 0
+        self._rebuilding_until_ms = 0
+        self._complained: dict[str, str] = {}  # launcher -> what was said of it last
+
+    @property
+    def lease_s(self) -> float:
+        """How long the lease stands without a renewal."""
+        return self._lease_ms / 1000
 
     @property
     def leads(self) -> bool:
@@ -92,29 +122,76 @@ class Reconciler:
 
     async def tick(self) -> list[DecisionRecord]:
         """Once. Returns what was written into the log. Raises what Redis raises: then nothing was carried out."""
+        if self._dry_run:
+            return await self._rehearse()
         leadership = await self._lead()
         if not leadership.leads:
             return []
         if not self._memory:
             await self._recall()
+        told, around, left = await self._decide_all()
+        orders = Orders(self._group, leadership.epoch, tuple(each.arrangement.orders for each in told if not each.is_over))
+        orders = await self._assigned(orders)
+        statuses = [self._status(each, leadership, around) for each in told]
+        if not await self._store.order(leadership, self._group, orders, statuses, keep=self._keep):
+            self._forget("its lease was over before it had decided")
+            return []
+        self._orders = orders
+        await self._ask_to_drain(told, around)
+        await self._apply(orders, leadership, left)
+        for each in told:
+            await self._learn_starts(each)
+            if each.is_over:
+                await self._store.forget_pool(each.pool.name)
+        return [record for _, record in statuses if record is not None]
+
+    async def keep(self) -> None:
+        """Renew the lease beside a tick that takes long. Never takes it: that is the tick's."""
+        if self.leads and not self._dry_run:
+            leader = await self._store.leader(self._group)
+            if leader.leads and leader.leader == self._who:
+                await self._store.lead(self._group, self._who, self._lease_ms)
+
+    async def _rehearse(self) -> list[DecisionRecord]:
+        """Decide as a leader would, on what runs now, without leading: nothing is changed but the log."""
+        self._orders = None
+        told, around, _ = await self._decide_all()
+        records = [
+            record
+            for each in told
+            if (record := self._entry(each, record_of(each.pool, each.seen, each.decision, 0, around.now_ms, dry_run=True)))
+        ]
+        await self._store.note_dry(records, keep=self._keep)
+        return records
+
+    async def _decide_all(self) -> tuple[list[_Told], Around, Mapping[str, PoolOrders]]:
         before = self._orders or await self._store.orders(self._group)
         by_pool = {orders.pool: orders for orders in before.pools}
         around = await look_around(self._store, self._fleet)
+        if around.now_ms < self._now_ms - _SET_BACK_MS:
+            _log.warning("Redis's clock was set back: begin anew", extra={"by_s": (self._now_ms - around.now_ms) / 1000})
+            self._memory.clear()
+        self._now_ms = around.now_ms
+        if not before.epoch:  # nothing is known: a new installation, or a Redis that lost its memory
+            self._rebuilding_until_ms = around.now_ms + _REBUILDING_MS
         pools = self._pools(await self._store.overrides(), by_pool)
-        told = [await self._decide(pool, by_pool.get(pool.name), around, known=before.epoch > 0) for pool in pools]
-        orders = Orders(self._group, leadership.epoch, tuple(each.arrangement.orders for each in told))
-        orders = await self._assigned(orders, pools)
-        statuses = [self._status(each, leadership, around) for each in told]
-        if not await self._store.order(leadership, self._group, None if self._dry_run else orders, statuses, keep=self._keep):
-            self._forget("another one leads now")
-            return []
-        self._orders = orders
-        if not self._dry_run:
-            await self._ask_to_drain(told, around)
-            await self._apply(orders, pools)
-        for each in told:
-            await self._learn_starts(each)
-        return [record for _, record in statuses if record is not None]
+        reports = await self._reports({pool.launcher for pool in pools})
+        told = [await self._decide(pool, pools, by_pool, around, reports[pool.launcher]) for pool in pools]
+        return told, around, by_pool
+
+    async def _reports(self, names: Iterable[LauncherName]) -> dict[LauncherName, Mapping[str, LaunchReport] | PenstockError]:
+        """What each launcher knows, asked once, all at the same time."""
+
+        async def ask(name: LauncherName) -> Mapping[str, LaunchReport] | PenstockError:
+            try:
+                return await self._launchers[name].reports()
+            except PenstockError as error:
+                return error
+            except KeyError:
+                return PenstockError("bad_setting", f"There is no launcher {name.value!r} here.", param="autoscaler.launcher")
+
+        asked = sorted(names)
+        return dict(zip(asked, await asyncio.gather(*(ask(name) for name in asked)), strict=True))
 
     async def resign(self) -> None:
         """Leave the lease to the next one."""
@@ -128,8 +205,8 @@ class Reconciler:
         before = self.leadership
         now = await self._store.lead(self._group, self._who, self._lease_ms)
         if now.leads and (before is None or before.epoch != now.epoch or not before.leads):
-            # What was remembered may be from before somebody else led.
-            self._forget("")
+            if before is None or not before.leads or now.epoch != before.epoch + 1:
+                self._forget("")  # what was remembered may be from before somebody else led
             _log.info("lead", extra={"group": self._group, "epoch": now.epoch, "autoscaler": self._who})
         elif not now.leads and (before is None or before.leads):
             self._forget(f"{now.leader} leads" if before else "")
@@ -156,18 +233,28 @@ class Reconciler:
 
     # ---- observe, decide
 
-    async def _decide(self, pool: Pool, orders: PoolOrders | None, around: Around, *, known: bool) -> _Told:
+    async def _decide(
+        self,
+        pool: Pool,
+        pools: Sequence[Pool],
+        before: Mapping[str, PoolOrders],
+        around: Around,
+        reported: Mapping[str, LaunchReport] | PenstockError,
+    ) -> _Told:
         memory = self._memory.setdefault(pool.name, _Memory())
-        orders = replace(orders or PoolOrders(pool.name, pool.model), model=pool.model)
-        launcher = self._launchers.get(pool.launcher)
+        orders = replace(before.get(pool.name) or PoolOrders(pool.name, pool.model), model=pool.model, launcher=pool.launcher)
         reports: Mapping[str, LaunchReport] = {}
         try:
-            if launcher is None:
-                raise PenstockError("bad_setting", f"There is no launcher {pool.launcher.value!r} here.")
+            if isinstance(reported, PenstockError):
+                raise reported
+            launcher = self._launchers[pool.launcher]
+            rebuilding = around.now_ms < self._rebuilding_until_ms
             if self._orders is None and isinstance(launcher, DiesWithUs):
-                orders, known = PoolOrders(pool.name, pool.model), False
-            reports = {name: r for name, r in (await launcher.reports()).items() if r.pool == pool.name}
-            orders = adopt(orders, reports, names_itself=launcher.names_itself, known=known)
+                orders, rebuilding = replace(orders, launches=(), retiring=()), True
+            reports = {name: r for name, r in reported.items() if r.pool == pool.name}
+            orders = adopt(orders, reports, pool.launch("", 0), names_itself=launcher.names_itself, known=not rebuilding)
+            if isinstance(launcher, Assigns) and self._rebuilding_until_ms - around.now_ms > _REBUILDING_MS - _HEARD_MS:
+                raise PenstockError("launcher_failed", "Redis knew of no orders; hosts are given time to tell what runs.")
             seen = await observe(
                 self._demand,
                 self._store,
@@ -177,7 +264,9 @@ class Reconciler:
                 memory.learned,
                 unplaceable=await launcher.unplaceable(pool.name, pool.need_bytes),
                 wants_ttft=Rule.LATENCY in pool.policy.rules,
+                others={n for other in before.values() if other.pool != pool.name for n in Orders("", 0, (other,)).launches()},
             )
+            seen = share_of(seen, pool, pools)
         except PenstockError as error:
             seen = Seen(around.now_ms / 1000, blind=error.message)
         unknown = not seen.blind and await self._fleet.card(pool.model) is None
@@ -185,8 +274,10 @@ class Reconciler:
         decision, memory.history = decide(seen, policy, memory.history)
         if unknown:
             decision = replace(decision, reason=f"{decision.reason}; no worker of {pool.model} ever ran: one brings its card")
-        if seen.blind or pool.policy.paused:
+        if seen.blind:
             return _Told(pool, seen, decision, Arrangement(orders), reports)
+        if pool.policy.paused:  # left as it is: who drains goes on working
+            return _Told(pool, seen, decision, Arrangement(replace(orders, retiring=())), reports)
         arrangement = arrange(
             orders,
             seen.workers,
@@ -199,8 +290,7 @@ class Reconciler:
         return _Told(pool, seen, decision, arrangement, reports)
 
     def _status(self, told: _Told, leadership: Leadership, around: Around) -> tuple[PoolStatus, DecisionRecord | None]:
-        memory = self._memory[told.pool.name]
-        record = _record(told, leadership.epoch, around.now_ms, dry_run=self._dry_run)
+        record = record_of(told.pool, told.seen, told.decision, leadership.epoch, around.now_ms, dry_run=False)
         status = PoolStatus(
             pool=told.pool.name,
             model=told.pool.model,
@@ -215,14 +305,18 @@ class Reconciler:
             override=told.pool.override,
             reports=tuple(told.reports.values())[:_REPORTS_SHOWN],
         )
-        return status, memory.telling.entry(record, tell=told.decision.tell)
+        return status, self._entry(told, record)
+
+    def _entry(self, told: _Told, record: DecisionRecord) -> DecisionRecord | None:
+        return self._memory[told.pool.name].telling.entry(record, tell=told.decision.tell)
 
     # ---- apply
 
-    async def _assigned(self, orders: Orders, pools: list[Pool]) -> Orders:
-        for name, launcher in self._launchers.items():
+    async def _assigned(self, orders: Orders) -> Orders:
+        for name in {pool.launcher for pool in orders.pools}:
+            launcher = self._launcher(name)
             if isinstance(launcher, Assigns):
-                assigned = await launcher.assign(_part(orders, pools, name))
+                assigned = await launcher.assign(_part(orders, name))
                 new = {pool.pool: pool for pool in assigned.pools}
                 orders = replace(orders, pools=tuple(new.get(pool.pool, pool) for pool in orders.pools))
         return orders
@@ -231,71 +325,50 @@ class Reconciler:
         """Those that retire are asked, again if Redis forgot; those kept are asked no more, nor those that are gone for good."""
         retiring = {name for each in told for name in each.arrangement.orders.retiring}
         ours = {launch.id for each in told for launch in each.arrangement.orders.launches}
-        there = ours.union(*(each.reports for each in told))
+        there = ours.union({beat.launch for beat in around.beats}, *(each.reports for each in told))
         kept = [name for name in around.drains if name in ours and name not in retiring]
         gone = [name for name in self._asked if name not in there]
         await self._fleet.take_back_drain(*kept, *gone)
         await self._fleet.ask_to_drain(*(name for name in retiring if name not in around.drains), now_ms=around.now_ms)
         self._asked = (self._asked | retiring) & there
 
-    async def _apply(self, orders: Orders, pools: list[Pool]) -> None:
-        for name, launcher in self._launchers.items():
+    async def _apply(self, orders: Orders, leadership: Leadership, left: Mapping[str, PoolOrders]) -> None:
+        """To each launcher its part; also to those whose last pool is over."""
+        names = {pool.launcher for pool in (*orders.pools, *left.values()) if pool.launcher}
+        for name in sorted(names):
+            launcher = self._launcher(name)
+            now = await self._store.leader(self._group)
+            if launcher is None or not now.leads or (now.leader, now.epoch) != (leadership.leader, leadership.epoch):
+                continue
             try:
-                await launcher.apply(_part(orders, pools, name))
+                await launcher.apply(_part(orders, name))
+                self._complained.pop(name, None)
             except PenstockError as error:
-                _log.warning("cannot carry out orders", extra={"launcher": name.value, "error": error.message})
+                if self._complained.get(name) != error.message:
+                    self._complained[name] = error.message
+                    _log.warning("cannot carry out orders", extra={"launcher": name, "error": error.message})
+
+    def _launcher(self, name: str) -> Launcher | None:
+        try:
+            return self._launchers[LauncherName(name)]
+        except (PenstockError, ValueError, KeyError):
+            return None  # its pools are blind, and say so
 
     async def _learn_starts(self, told: _Told) -> None:
-        """How long it took from the order to ready, of each that became so under our eyes."""
+        """How long it took from its start to ready, of each that was seen on its way."""
         memory = self._memory.setdefault(told.pool.name, _Memory())
         if told.seen.blind:
             return
-        ready = {worker.launch: worker for worker in told.seen.workers if worker.launch and worker.phase is Phase.READY}
-        if memory.ready is not None:
-            for name in ready.keys() - memory.ready:
-                try:
-                    await self._store.note_start(told.pool.name, int(ready[name].age_s * 1000))
-                except STORE_FAULT:
-                    return
-        memory.ready = (memory.ready or set()) | ready.keys()
+        phases = {worker.launch: worker for worker in told.seen.workers if worker.launch}
+        for name in [name for name in memory.starting if name in phases and phases[name].phase is Phase.READY]:
+            with suppress(STORE_FAULT):
+                await self._store.note_start(told.pool.name, int(phases[name].age_s * 1000))
+        memory.starting = {n for n, worker in phases.items() if worker.phase in (Phase.STARTING, Phase.LOADING)}
 
 
-def _part(orders: Orders, pools: list[Pool], launcher: LauncherName) -> Orders:
+def _part(orders: Orders, launcher: str) -> Orders:
     """The orders of one launcher's pools."""
-    names = {pool.name for pool in pools if pool.launcher is launcher}
-    return replace(orders, pools=tuple(each for each in orders.pools if each.pool in names))
-
-
-def _record(told: _Told, epoch: int, now_ms: int, *, dry_run: bool) -> DecisionRecord:
-    seen, decision, policy = told.seen, told.decision, told.pool.policy
-    return DecisionRecord(
-        at_ms=now_ms,
-        pool=told.pool.name,
-        model=told.pool.model,
-        action=decision.action,
-        from_workers=seen.count(Phase.STARTING, Phase.LOADING, Phase.READY),
-        to_workers=decision.desired,
-        desired_raw=round(decision.raw, 2),
-        bounds=(policy.min, policy.max),
-        policy=decision.policy,
-        reason=decision.reason,
-        inputs={
-            "waiting": seen.waiting,
-            "waiting_tokens": seen.waiting_tokens,
-            "oldest_wait_s": round(seen.oldest_wait_s, 1),
-            "running": seen.running,
-            "ready": seen.count(Phase.READY),
-            "starting": seen.count(Phase.STARTING, Phase.LOADING),
-            "draining": seen.count(Phase.DRAINING),
-            "failed": seen.count(Phase.FAILED),
-            "tokens_per_s_each": round(seen.tokens_per_s_each, 1),
-            "cold_start_p90_s": round(seen.cold_start_s[1], 1) if seen.cold_start_s else None,
-            **({"ttft_p95_s": round(seen.ttft_p95_s, 2)} if seen.ttft_p95_s is not None else {}),
-        },
-        limits=decision.limits,
-        dry_run=dry_run,
-        epoch=epoch,
-    )
+    return replace(orders, pools=tuple(pool for pool in orders.pools if pool.launcher == launcher))
 
 
 def _new_launch_id() -> str:

@@ -33,6 +33,7 @@ class SeenWorker:
     utilisation: float | None = None
     memory_used: float | None = None
     error: str = ""
+    drained: bool = False  # it drains and holds nothing, by its own word; or nothing more will come of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 What a leader writes goes through one script that refuses an older epoch. Never here: what is decided, who is started.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from redis.asyncio import Redis
 
 from dispatch import keys
 from dispatch.batching import Batched
+from dispatch.errors import PenstockError
 from dispatch.messages import decode, encode
 from dispatch.scaling import Action, DecisionRecord, HostReport, Leadership, Orders, PoolOverride, PoolStatus
 from dispatch.scripts import compose_scale
@@ -17,6 +19,7 @@ from dispatch.scripts import compose_scale
 _STARTS_KEPT = 50
 _STARTS_TTL_S = 30 * 86_400
 _PAGE = 100
+_log = logging.getLogger("penstock.dispatch")
 _T = TypeVar("_T")
 
 
@@ -90,6 +93,15 @@ class ScaleStore:
         stored = await self._redis.get(keys.scale_orders(group))
         return decode(stored, Orders, keys.scale_orders(group)) if stored else Orders(group, 0)
 
+    async def orders_in(self, group: str) -> tuple[Orders, str]:
+        """The same, and in which history of its data the server has them: another one may have forgotten what was written."""
+        async with self._redis.pipeline(transaction=False) as pipe:  # one connection, so one server
+            pipe.get(keys.scale_orders(group))
+            pipe.info("server", "replication")
+            stored, info = await pipe.execute()
+        orders = decode(stored, Orders, keys.scale_orders(group)) if stored else Orders(group, 0)
+        return orders, f"{info.get('run_id', '')} {info.get('master_replid', '')}"
+
     async def statuses(self) -> dict[str, PoolStatus]:
         """The last word on every pool, by name."""
         found = await self._redis.hgetall(keys.SCALE_STATUS)
@@ -105,23 +117,33 @@ class ScaleStore:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hdel(keys.SCALE_STATUS, pool)
             pipe.hdel(keys.SCALE_COUNTS, *(f"{pool} {action}" for action in Action))
+            pipe.hdel(keys.SCALE_OVERRIDES, pool)
             await pipe.execute()
 
+    async def note_dry(self, records: Sequence[DecisionRecord], *, keep: int) -> None:
+        """Decisions of a rehearsal: entries of the log that say so. Whoever leads is not asked."""
+        for record in records:
+            fields = {"pool": record.pool, "d": encode(record)}
+            await self._redis.xadd(keys.SCALE_LOG, fields, maxlen=keep, approximate=True)
+
     async def decisions(self, pool: str | None = None, *, before: str = "") -> AsyncIterator[tuple[str, DecisionRecord]]:
-        """Entry id and decision, newest first; `before` goes on from an entry (exclusive)."""
+        """Entry id and decision, newest first; `before` goes on from an entry (exclusive). What cannot be read is passed over."""
         upper = f"({before}" if before else "+"
         while page := await self._redis.xrevrange(keys.SCALE_LOG, upper, "-", count=_PAGE):
             for raw_id, fields in page:
                 if pool is None or fields.get(b"pool") == pool.encode():
-                    yield raw_id.decode(), decode(fields.get(b"d", b""), DecisionRecord, keys.SCALE_LOG)
+                    record = _or_none(fields.get(b"d", b""), DecisionRecord, f"{keys.SCALE_LOG} {raw_id.decode()}")
+                    if record is not None:
+                        yield raw_id.decode(), record
             upper = f"({page[-1][0].decode()}"
 
     # ---- what people set
 
     async def overrides(self) -> dict[str, PoolOverride]:
-        """By pool."""
+        """By pool. One that cannot be read is passed over: it must not keep the other pools from being scaled."""
         found = await self._redis.hgetall(keys.SCALE_OVERRIDES)
-        return _decoded(found, PoolOverride, keys.SCALE_OVERRIDES)
+        read = {n.decode(): _or_none(v, PoolOverride, f"{keys.SCALE_OVERRIDES} {n.decode()}") for n, v in sorted(found.items())}
+        return {name: override for name, override in read.items() if override is not None}
 
     async def override(self, pool: str, value: PoolOverride | None) -> None:
         """Set it whole; None: as in the settings again."""
@@ -148,16 +170,38 @@ class ScaleStore:
 
     # ---- hosts
 
-    async def announce(self, report: HostReport, ttl_ms: int) -> None:
-        """What an agent says of its host."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(keys.scale_host(report.host), encode(report), px=ttl_ms)
-            pipe.sadd(keys.SCALE_HOSTS, report.host)
-            await pipe.execute()
+    async def announce(self, report: HostReport, ttl_ms: int) -> str:
+        """What an agent says of its host. If another agent's report stands for a host of that name: that agent, and nothing is
+        written."""
+        key = keys.scale_host(report.host)
 
-    async def withdraw(self, host: str) -> None:
-        """An agent's last word."""
-        await self._redis.delete(keys.scale_host(host))
+        async def say(pipe: Any) -> str:
+            other = _agent_of(await pipe.get(key))
+            pipe.multi()
+            if other not in ("", report.agent):
+                return other
+            pipe.set(key, encode(report), px=ttl_ms)
+            pipe.sadd(keys.SCALE_HOSTS, report.host)
+            return ""
+
+        other: str = await self._redis.transaction(say, key, value_from_callable=True)
+        return other
+
+    async def host_agent(self, host: str) -> str:
+        """The agent whose report stands for that host; "" if none does."""
+        return _agent_of(await self._redis.get(keys.scale_host(host)))
+
+    async def withdraw(self, host: str, agent: str = "") -> None:
+        """An agent's last word; with `agent`, only if the report is of that one."""
+        key = keys.scale_host(host)
+
+        async def end(pipe: Any) -> None:
+            found = _agent_of(await pipe.get(key))
+            pipe.multi()
+            if agent in ("", found):
+                pipe.delete(key)
+
+        await self._redis.transaction(end, key)
 
     async def hosts(self) -> list[HostReport]:
         """Every host whose report stands, by name; forgets the others."""
@@ -187,3 +231,17 @@ class ScaleStore:
 
 def _decoded(found: Mapping[bytes, bytes], kind: type[_T], what: str) -> dict[str, _T]:
     return {name.decode(): decode(stored, kind, f"{what} {name.decode()}") for name, stored in sorted(found.items())}
+
+
+def _or_none(stored: bytes, kind: type[_T], what: str) -> _T | None:
+    try:
+        return decode(stored, kind, what)
+    except PenstockError as error:
+        _log.warning("Pass over a record that cannot be read", extra={"error": error.message})
+        return None
+
+
+def _agent_of(stored: bytes | None) -> str:
+    """Who wrote a host's report; "" also for one that cannot be read: it is written over."""
+    report = _or_none(stored, HostReport, "a host's report") if stored else None
+    return report.agent if report else ""

@@ -43,12 +43,16 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class PoolOrders:
-    """All of one pool. `retiring`: those of `launches` that drain: they are next to go, and take nothing new meanwhile."""
+    """All of one pool. `retiring`: those of `launches` that drain: they are next to go, and take nothing new meanwhile.
+
+    `launcher`: who carries them out; "" in orders of a release that did not say.
+    """
 
     pool: str
     model: str
     launches: tuple[Launch, ...] = ()
     retiring: tuple[str, ...] = ()
+    launcher: str = ""
 
 
 @dataclass(frozen=True, slots=True)

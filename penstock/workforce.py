@@ -27,6 +27,7 @@ from dispatch.scaling import Action, DecisionRecord, LaunchState
 from dispatch.settings import Launcher, PoolSettings, Settings
 from dispatch.tasks import cancelled
 from penstock import console
+from penstock.failures import USAGE, Failure
 from penstock.probes import WorkerNews, announce_workers
 
 _LOOK_S = 0.2
@@ -41,7 +42,7 @@ class Workforce:
     def __init__(self, settings: Settings, bounds: tuple[int, int] | None, logs: Path, *, ours: bool) -> None:
         url = settings.redis.url
         assert url is not None
-        self._settings = _with_pools(settings, bounds or _default_bounds(settings), ours=ours)
+        self._settings = _with_pools(settings, bounds, ours=ours)
         self._news = WorkerNews()
         self._processes = LocalProcesses(logs)
         self._launcher = LocalLauncher(
@@ -77,6 +78,7 @@ class Workforce:
         ticking = Ticking(self._reconciler, self._settings.autoscaler.tick_s, self._tell)
         roles = (
             ticking.run(),
+            ticking.keep(),
             self._launcher.run(self._ended),
             announce_workers(self._url, lambda: self._launcher.pids, self._news),
             self._until_hopeless(),
@@ -131,7 +133,7 @@ class Workforce:
             await asyncio.sleep(_LOOK_S)
             reports = (await self._launcher.reports()).values()
             lost = [report for report in reports if report.state is LaunchState.CRASH_LOOP]
-            if lost and len(lost) == len(reports):
+            if lost and len(lost) == len(reports) and not self._news.ready:
                 name = self._launcher.name_of(lost[0].id)
                 raise console.last_words(
                     f"{lost[0].error}, and starting it again does not help",
@@ -141,14 +143,23 @@ class Workforce:
                 )
 
 
-def _with_pools(settings: Settings, bounds: tuple[int, int], *, ours: bool) -> Settings:
+def _with_pools(settings: Settings, bounds: tuple[int, int] | None, *, ours: bool) -> Settings:
     """Settings whose autoscaler scales what this `up` was told to: its one model, or the pools that were configured."""
     asked = settings.autoscaler
     host = _POOL_NAME.sub("-", socket.gethostname())[:30]
-    pools = {name: pool for name, pool in asked.pools.items() if pool.launcher in (None, Launcher.LOCAL)}
+    # Where a launcher was named for all pools, those that name none are that one's.
+    here = (
+        (Launcher.LOCAL,)
+        if "launcher" in asked.model_fields_set and asked.launcher is not Launcher.LOCAL
+        else (None, Launcher.LOCAL)
+    )
+    pools = {f"{name}{'' if ours else f'@{host}'}": pool for name, pool in asked.pools.items() if pool.launcher in here}
+    if pools and bounds is not None:
+        named = ", ".join(sorted(pools))
+        raise Failure("--workers does not go with pools", f"the settings have {named}", "Give each its min and max there", USAGE)
     if not pools:
         model = console.model_name(settings)
-        least, most = bounds
+        least, most = bounds or _default_bounds(settings)
         # On a server that others use, too, another host's `up` may scale the same model.
         name = _POOL_NAME.sub("-", model)[:30] + ("" if ours else f"@{host}")
         served = {"served_name": model}

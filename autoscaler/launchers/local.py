@@ -38,6 +38,7 @@ class _Worker:
     error: str = ""
     last_words: tuple[str, ...] = ()
     restarts: Restarts = field(default_factory=Restarts)
+    starting: asyncio.Task[None] | None = None
 
 
 class LocalLauncher:
@@ -91,7 +92,7 @@ class LocalLauncher:
         for launch in ordered.values():
             if launch.id not in self._workers:
                 worker = self._workers[launch.id] = _Worker(launch, self._free_name(), _now_ms())
-                self._spawn(self._start(worker))
+                worker.starting = self._spawn(self._start(worker))
         for name, worker in list(self._workers.items()):
             if name not in ordered and worker.state is not LaunchState.STOPPING:
                 worker.state = LaunchState.STOPPING
@@ -119,7 +120,12 @@ class LocalLauncher:
 
     async def _start(self, worker: _Worker) -> None:
         environment = worker_environment(self._environment, self._settings, worker.launch)
-        launched = await self._processes.start(worker.name, [sys.executable, "-m", "penstock", "worker"], environment)
+        try:
+            launched = await self._processes.start(worker.name, [sys.executable, "-m", "penstock", "worker"], environment)
+        except (OSError, ValueError) as error:  # ValueError: what was ordered cannot stand in an environment
+            worker.state, worker.error = LaunchState.CRASH_LOOP, f"it cannot be started: {error}"
+            self._blocked[worker.launch.pool] = (time.monotonic() + _BLOCKED_S, worker.error)
+            return
         worker.pid, worker.since_ms = launched.pid, _now_ms()
         if worker.state is LaunchState.STARTING:
             worker.state = LaunchState.RUNNING
@@ -128,10 +134,12 @@ class LocalLauncher:
         await asyncio.sleep(delay_s)
         if worker.state is LaunchState.BACKOFF:
             worker.state = LaunchState.STARTING
-            await self._start(worker)
+            worker.starting = self._spawn(self._start(worker))
 
     async def _end(self, worker: _Worker) -> None:
         """A worker that drained has nothing left; one that did not gets its own drain's time."""
+        if worker.starting is not None:  # its process may just be made
+            await asyncio.wait({worker.starting})
         await self._processes.stop(worker.name, timeout_s=self._settings.worker.drain_timeout_s + _RELEASE_S)
         self._workers.pop(worker.launch.id, None)
 
@@ -169,10 +177,11 @@ class LocalLauncher:
         taken = {worker.name for worker in self._workers.values()}
         return next(name for n in itertools.count(1) if (name := f"worker-{n}") not in taken)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def worker_environment(environment: Mapping[str, str], settings: Settings, launch: Launch) -> dict[str, str]:

@@ -46,3 +46,22 @@ def build(name: Name, settings: Settings) -> Launcher:
             param="autoscaler.launcher",
         )
     return BUILDERS[name](settings)
+
+
+class Launchers:
+    """Launchers by name, each made when it is first asked for: also those that only pools of before had."""
+
+    def __init__(self, make: Callable[[Name], Launcher]) -> None:
+        self._make = make
+        self._made: dict[Name, Launcher] = {}
+
+    def __getitem__(self, name: Name) -> Launcher:
+        """Raises PenstockError if it cannot be made."""
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    async def close(self) -> None:
+        """Let go of all that were made."""
+        for launcher in self._made.values():
+            await launcher.close()

@@ -9,7 +9,7 @@ from dispatch.reports import Heartbeat
 from dispatch.scaling import LaunchReport, LaunchState, Orders
 from dispatch.states import WorkerState
 
-TTL_MS = 600_000
+TTL_MS = 600_000  # the server's clock is the real one: who falls silent here is made to
 
 
 class Clock:
@@ -36,6 +36,7 @@ class Hands:
         self.crashed: set[str] = set()
         self.full = ""
         self.away = False
+        self.asked = 0
         self.started = 0
         self._fleet, self._clock, self._model = fleet, clock, model
 
@@ -64,6 +65,11 @@ class Hands:
             self.running[name] = replace(beat, state=state, held=held, held_tokens=100 * held, beat_at_ms=self._clock.ms)
             await self._fleet.beat(self.running[name], TTL_MS)
 
+    async def fall_silent(self) -> None:
+        """Redis was away: no heartbeat stands, and all run on."""
+        for name in self.running:
+            await self._fleet.leave(f"w-{name}")
+
     async def die(self, name: str) -> None:
         """Its process ends, for good."""
         self.running.pop(name)
@@ -71,6 +77,7 @@ class Hands:
         await self._fleet.leave(f"w-{name}")
 
     async def reports(self) -> Mapping[str, LaunchReport]:
+        self.asked += 1
         if self.away:
             raise PenstockError("launcher_failed", "The hands do not answer.")
         found = {n: LaunchReport(n, b.pool, LaunchState.RUNNING) for n, b in self.running.items()}

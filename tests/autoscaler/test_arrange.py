@@ -18,7 +18,7 @@ def orders_of(workers: Sequence[SeenWorker], *retiring: str) -> PoolOrders:
 
 
 def w(name: str, phase: Phase = P.READY, held: int = 0, left: int = 0, age_s: float = 60.0) -> SeenWorker:
-    return SeenWorker(name, phase, age_s, held=held, left_tokens=left)
+    return SeenWorker(name, phase, age_s, held=held, left_tokens=left, drained=phase is P.DRAINING and not held)
 
 
 def names(orders: PoolOrders) -> list[str]:
@@ -51,6 +51,13 @@ def test_the_one_with_least_left_to_do_drains_and_stays_until_it_is_empty() -> N
     empty = [workers[0], w("b", P.DRAINING, held=0)]
     over = arrange(still.orders, empty, {}, 1, (), Make())
     assert (over.ended, names(over.orders), over.orders.retiring) == (("b",), ["a"], ())
+
+
+def test_one_that_has_not_said_that_it_drains_is_not_ended() -> None:
+    """A grant may be on its way to it."""
+    workers = [w("a"), SeenWorker("b", P.DRAINING, 60.0, held=0)]
+    done = arrange(orders_of(workers, "b"), workers, {}, 1, (), Make())
+    assert (done.ended, done.orders.retiring) == ((), ("b",))
 
 
 def test_one_that_drains_is_kept_before_one_is_added() -> None:
@@ -95,6 +102,7 @@ def test_workers_nobody_here_started_count_and_never_go() -> None:
     assert arrange(orders_of([]), workers[1:], {}, 1, (), Make()).orders == orders_of([])
 
 
+PLAIN = Launch("", "p", {"model": "m"}, need_bytes=7)
 PHASES = st.sampled_from(list(Phase))
 FLEETS = st.lists(st.tuples(PHASES, st.integers(0, 3), st.booleans()), max_size=8)
 
@@ -117,7 +125,7 @@ def test_it_always_gives_the_number_and_loses_nobody(
     for name in before - after:
         gone = next(x for x in workers if x.launch == name)
         idle = gone.phase in (P.STARTING, P.LOADING, P.FAILED) or (gone.phase is P.DRAINING and gone.held == 0)
-        assert idle or name in given_up, "who holds something drains first"
+        assert idle or gone.drained or name in given_up, "who holds something drains first"
     assert after - before == set(done.added)
     again = arrange(
         done.orders, [x for x in workers if not x.launch or x.launch in after], {}, desired, (), Make(), blocked=blocked
@@ -128,15 +136,20 @@ def test_it_always_gives_the_number_and_loses_nobody(
 def test_names_that_the_hands_give_take_the_places_of_the_orders() -> None:
     before = PoolOrders("p", "m", (Launch("l-1", "p", ordered_at_ms=5), Launch("l-2", "p", ordered_at_ms=6)), ())
     one = {"pod-a": LaunchReport("pod-a", "p", LaunchState.RUNNING, since_ms=7)}
-    found = adopt(before, one, names_itself=True, known=True)
+    found = adopt(before, one, PLAIN, names_itself=True, known=True)
     assert names(found) == ["pod-a", "l-1"]
     both = {**one, "pod-b": LaunchReport("pod-b", "p", LaunchState.STARTING)}
-    assert names(adopt(found, both, names_itself=True, known=True)) == ["pod-a", "pod-b"]
-    assert names(adopt(found, {}, names_itself=True, known=True)) == ["pod-a", "l-1"], "not seen yet: still awaited"
+    assert names(adopt(found, both, PLAIN, names_itself=True, known=True)) == ["pod-a", "pod-b"]
+    assert names(adopt(found, {}, PLAIN, names_itself=True, known=True)) == ["pod-a", "l-1"], "not seen yet: still awaited"
 
 
 def test_what_runs_is_taken_over_only_where_no_orders_are_known() -> None:
     runs = {"l-9": LaunchReport("l-9", "p", LaunchState.RUNNING), "x": LaunchReport("x", "other", LaunchState.RUNNING)}
     nothing = PoolOrders("p", "m")
-    assert names(adopt(nothing, runs, names_itself=False, known=False)) == ["l-9"]
-    assert names(adopt(nothing, runs, names_itself=False, known=True)) == []
+    taken = adopt(nothing, runs, PLAIN, names_itself=False, known=False).launches[0]
+    assert (taken.worker, taken.need_bytes) == ({"model": "m"}, 7), "what its pool orders, where the hands do not say"
+    said = {"l-9": LaunchReport("l-9", "p", LaunchState.RUNNING, worker={"model": "x"}, need_bytes=3)}
+    taken = adopt(nothing, said, PLAIN, names_itself=False, known=False).launches[0]
+    assert (taken.worker, taken.need_bytes) == ({"model": "x"}, 3)
+    assert names(adopt(nothing, runs, PLAIN, names_itself=False, known=False)) == ["l-9"]
+    assert names(adopt(nothing, runs, PLAIN, names_itself=False, known=True)) == []

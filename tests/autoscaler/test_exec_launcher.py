@@ -149,6 +149,7 @@ async def test_the_document_is_the_documented_one_and_carries_no_secret(tmp_path
                     "pool": "p",
                     "model": "demo",
                     "retiring": [],
+                    "launcher": "",
                     "launches": [{"id": "a", "pool": "p", "worker": SIM, "host": "", "need_bytes": 0, "ordered_at_ms": 0}],
                 }
             ],

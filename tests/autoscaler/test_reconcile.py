@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from autoscaler.policy import PoolPolicy
-from autoscaler.pools import Pool
+from autoscaler.pools import Pool, pools_of
 from autoscaler.reconcile import Reconciler
 from dispatch.demand import Demand
 from dispatch.errors import PenstockError
@@ -16,11 +16,12 @@ from dispatch.messages import InferenceRequest, InputKind, NewRequest, Sampling,
 from dispatch.queue import Queue
 from dispatch.reports import ModelCard
 from dispatch.scale_store import ScaleStore
-from dispatch.scaling import Action, PoolOrders, PoolOverride
-from dispatch.settings import Launcher
+from dispatch.scaling import Action, LaunchReport, PoolOrders, PoolOverride
+from dispatch.settings import Launcher, Settings
 from tests.autoscaler.hands import Clock, Hands
 
 LEASE_MS = 5_000
+Pools = Callable[[Mapping[str, PoolOverride], Mapping[str, PoolOrders]], list[Pool]]
 
 
 class Stage:
@@ -34,12 +35,12 @@ class Stage:
         self.policy = PoolPolicy(min=0, max=4, idle_timeout_s=60, down_window_s=10)
         self._demand = Demand(redis, ShardKeys("s0"))
 
-    def autoscaler(self, name: str = "as-1", *, dry_run: bool = False) -> Reconciler:
-        def pools(overrides: Mapping[str, PoolOverride], left: Mapping[str, PoolOrders]) -> list[Pool]:
+    def autoscaler(self, name: str = "as-1", *, dry_run: bool = False, pools: Pools | None = None) -> Reconciler:
+        def one_pool(overrides: Mapping[str, PoolOverride], left: Mapping[str, PoolOrders]) -> list[Pool]:
             return [Pool("p", "m", Launcher.LOCAL, self.policy, {"model": "m"}, override=overrides.get("p"))]
 
         return Reconciler(
-            "main", name, self.store, self._demand, self.fleet, {Launcher.LOCAL: self.hands}, pools,
+            "main", name, self.store, self._demand, self.fleet, {Launcher.LOCAL: self.hands}, pools or one_pool,
             lease_ms=LEASE_MS, keep=1000, dry_run=dry_run,
         )  # fmt: skip
 
@@ -135,12 +136,12 @@ async def test_one_leads_and_the_next_goes_on_with_what_runs(stage: Stage) -> No
     await stage.go(one, 8)
     await two.tick()
     assert (one.leads, two.leads) == (True, False)
-    applied, ran = len(stage.hands.applied), set(stage.hands.running)
+    applied, ran, epoch = len(stage.hands.applied), set(stage.hands.running), stage.hands.applied[-1].epoch
     stage.clock.ms += LEASE_MS  # the first one dies
     await stage.go(two, 3)
     assert two.leads
     assert set(stage.hands.running) == ran
-    assert {o.epoch for o in stage.hands.applied[applied:]} == {2}
+    assert {o.epoch for o in stage.hands.applied[applied:]} == {epoch + 1}
     applied = len(stage.hands.applied)
     await one.tick()  # it was only frozen
     assert not one.leads
@@ -180,8 +181,9 @@ async def test_a_leader_that_was_overtaken_within_a_tick_changes_nothing(stage: 
 
     monkeypatch.setattr(stage.hands, "unplaceable", slow)
     await one.tick()
-    assert {orders.epoch for orders in stage.hands.applied} == {2}
-    assert (await stage.store.orders("main")).epoch == 2
+    epoch = (await stage.store.leader("main")).epoch
+    assert {orders.epoch for orders in stage.hands.applied} == {epoch}
+    assert (await stage.store.orders("main")).epoch == epoch
     assert not one.leads
 
 
@@ -236,6 +238,10 @@ async def test_a_dry_run_decides_and_changes_nothing(stage: Stage) -> None:
     told = [d async for _, d in stage.store.decisions("p")]
     assert told[-1].dry_run
     assert told[-1].to_workers == 1
+    assert await stage.store.statuses() == {}
+    real = stage.autoscaler("as-2")
+    await stage.go(real, 1)
+    assert real.leads, "a rehearsal takes nobody's lease"
 
 
 async def test_a_paused_pool_is_left_as_it_is(stage: Stage) -> None:
@@ -275,3 +281,115 @@ async def test_what_others_wrote_over_the_orders_is_named(stage: Stage, redis: R
     await redis.set("{scale}:orders:main", b"nonsense")
     with pytest.raises(PenstockError, match=r"\{scale\}:orders:main"):
         await stage.autoscaler().tick()
+
+
+async def test_an_outage_of_redis_replaces_nobody_and_a_silent_worker_is_found(stage: Stage) -> None:
+    stage.policy = PoolPolicy(min=2, max=4)
+    one = stage.autoscaler()
+    await stage.until(one, lambda: len(stage.hands.running) == 2)
+    await stage.go(one, 30)
+    ran = set(stage.hands.running)
+    stage.clock.ms += 60_000  # nothing could be asked for so long
+    await stage.hands.fall_silent()
+    await one.tick()
+    assert one.leads
+    await stage.go(one, 5)
+    assert (set(stage.hands.running), stage.hands.started) == (ran, 2)
+    await stage.hands.fall_silent()
+    for _ in range(40):  # its process runs, and says nothing any more
+        stage.clock.ms += 1_000
+        await one.tick()
+    assert stage.hands.started > 2
+
+
+async def test_a_new_leader_gives_those_it_never_heard_their_time(stage: Stage) -> None:
+    stage.policy = PoolPolicy(min=2, max=4)
+    one, two = stage.autoscaler("as-1"), stage.autoscaler("as-2")
+    await stage.until(one, lambda: len(stage.hands.running) == 2)
+    await stage.go(one, 30)
+    stage.clock.ms += 60_000
+    await stage.hands.fall_silent()
+    await two.tick()
+    await stage.go(two, 3)
+    assert stage.hands.started == 2
+
+
+async def test_two_pools_of_one_model_leave_each_others_workers_alone(stage: Stage, fleet: Fleet) -> None:
+    stage.policy = PoolPolicy(min=1, max=2)
+
+    def pools(overrides: Mapping[str, PoolOverride], left: Mapping[str, PoolOrders]) -> list[Pool]:
+        return [Pool(name, "m", Launcher.LOCAL, stage.policy, {"model": "m"}) for name in ("p", "q")]
+
+    one = stage.autoscaler(pools=pools)
+    await stage.go(one, 90)
+    assert stage.hands.started == 2, "one each"
+    stage.policy = PoolPolicy(min=0, max=2, idle_timeout_s=20, down_window_s=5)
+    await stage.until(one, lambda: not stage.hands.running)
+    await stage.go(one, 70)
+    await stage.ask()
+    await stage.go(one, 20)
+    assert len(stage.hands.running) == 1, "one request wakes one, not one of each pool"
+
+
+async def test_a_removed_pool_is_emptied_by_its_own_launcher_and_forgotten(stage: Stage) -> None:
+    stage.policy = PoolPolicy(min=1, max=2)
+    one = stage.autoscaler()
+    await stage.go(one, 10)
+    await stage.store.override("p", PoolOverride(max=3))
+    assert len(stage.hands.running) == 1
+    settings = Settings.model_validate({"autoscaler": {"launcher": "exec", "pools": {}}})
+    two = stage.autoscaler("as-2", pools=lambda overrides, left: pools_of(settings, overrides, left))
+    stage.clock.ms += LEASE_MS
+    await stage.until(two, lambda: not stage.hands.running)
+    await stage.go(two, 3)
+    assert await stage.store.statuses() == {}
+    assert await stage.store.overrides() == {}
+
+
+async def test_a_slow_launcher_acts_while_its_lease_is_kept(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.policy = PoolPolicy(min=1, max=2)
+    one = stage.autoscaler()
+    asked = stage.hands.reports
+
+    async def slow() -> Mapping[str, LaunchReport]:
+        for _ in range(6):  # longer than the lease
+            stage.clock.ms += 2_000
+            await one.keep()
+        return await asked()
+
+    monkeypatch.setattr(stage.hands, "reports", slow)
+    for _ in range(3):
+        await one.tick()
+    assert stage.hands.started == 1
+    assert len({orders.epoch for orders in stage.hands.applied}) == 1, "it led all the time"
+    assert stage.hands.asked == 3, "asked once a tick"
+
+
+async def test_a_worker_that_drains_and_is_needed_again_is_no_cold_start(stage: Stage) -> None:
+    stage.policy = PoolPolicy(min=2, max=4)
+    one = stage.autoscaler()
+    await stage.until(one, lambda: len(stage.hands.running) == 2)
+    await stage.go(one, 60)
+    a, b = stage.hands.running
+    stage.hands.held = {a: 2, b: 1}
+    stage.policy = PoolPolicy(min=1, max=1)
+    await stage.go(one, 3)
+    stage.policy = PoolPolicy(min=2, max=4)
+    await stage.go(one, 5)
+    assert max(await stage.store.starts("p")) < 10_000
+
+
+async def test_a_paused_pool_lets_who_drains_go_on(stage: Stage) -> None:
+    stage.policy = PoolPolicy(min=2, max=4)
+    one = stage.autoscaler()
+    await stage.until(one, lambda: len(stage.hands.running) == 2)
+    await stage.go(one, 10)
+    a, b = stage.hands.running
+    stage.hands.held = {a: 2, b: 1}
+    stage.policy = PoolPolicy(min=1, max=1)
+    await stage.go(one, 2)
+    assert set(await stage.fleet.drains()) == {b}
+    stage.policy = PoolPolicy(min=1, max=1, paused=True)
+    await stage.go(one, 3)
+    assert await stage.fleet.drains() == {}
+    assert len(stage.hands.running) == 2

@@ -39,21 +39,35 @@ def decided(pool: str, to: int = 1, at_ms: int = 0) -> tuple[PoolStatus, Decisio
 
 async def test_one_leads_and_keeps_leading(store: ScaleStore, clock: Clock) -> None:
     first = await store.lead("main", "as-1", TTL_MS)
-    assert (first.leader, first.epoch, first.leads) == ("as-1", 1, True)
+    assert (first.leader, first.epoch, first.leads) == ("as-1", clock.ms // 1000, True), "the first epoch is the clock's"
     assert not (await store.lead("main", "as-2", TTL_MS)).leads
     clock.ms += TTL_MS - 1
-    assert (await store.lead("main", "as-1", TTL_MS)).epoch == 1
+    assert (await store.lead("main", "as-1", TTL_MS)).epoch == first.epoch
     clock.ms += TTL_MS - 1
     assert not (await store.lead("main", "as-2", TTL_MS)).leads
 
 
 async def test_a_lease_that_is_over_gives_a_new_epoch_to_whoever_comes(store: ScaleStore, clock: Clock) -> None:
-    await store.lead("main", "as-1", TTL_MS)
+    first = await store.lead("main", "as-1", TTL_MS)
     clock.ms += TTL_MS
-    assert (await store.lead("main", "as-1", TTL_MS)).epoch == 2, "somebody may have led in between"
+    assert (await store.lead("main", "as-1", TTL_MS)).epoch == first.epoch + 1, "somebody may have led in between"
     clock.ms += TTL_MS
     other = await store.lead("main", "as-2", TTL_MS)
-    assert (other.leads, other.epoch) == (True, 3)
+    assert (other.leads, other.epoch) == (True, first.epoch + 2)
+
+
+async def test_epochs_grow_over_a_redis_that_lost_its_memory(store: ScaleStore, clock: Clock, redis: Redis) -> None:
+    old = await store.lead("main", "as-1", TTL_MS)
+    await redis.flushall()
+    clock.ms += 1_000
+    assert (await store.lead("main", "as-1", TTL_MS)).epoch > old.epoch
+
+
+async def test_a_clock_that_was_set_back_does_not_keep_a_dead_leader_alive(store: ScaleStore, clock: Clock) -> None:
+    old = await store.lead("main", "as-1", TTL_MS)
+    clock.ms -= 3_600_000
+    new = await store.lead("main", "as-2", TTL_MS)
+    assert (new.leads, new.epoch) == (True, old.epoch + 1)
 
 
 async def test_groups_lead_themselves(store: ScaleStore) -> None:
@@ -62,12 +76,12 @@ async def test_groups_lead_themselves(store: ScaleStore) -> None:
 
 
 async def test_who_resigns_is_followed_at_once(store: ScaleStore) -> None:
-    await store.lead("main", "as-1", TTL_MS)
+    first = await store.lead("main", "as-1", TTL_MS)
     assert not await store.resign("main", "as-2")
     assert await store.resign("main", "as-1")
     assert not (await store.leader("main")).leads
     following = await store.lead("main", "as-2", TTL_MS)
-    assert (following.leads, following.epoch) == (True, 2)
+    assert (following.leads, following.epoch) == (True, first.epoch + 1)
 
 
 async def test_orders_of_an_older_epoch_are_refused_whole(store: ScaleStore, clock: Clock) -> None:
@@ -81,7 +95,7 @@ async def test_orders_of_an_older_epoch_are_refused_whole(store: ScaleStore, clo
     assert (await store.statuses())["p"].decided.to_workers == 1
     assert [d.to_workers async for _, d in store.decisions("p")] == [1]
     assert await store.order(new, "main", Orders("main", new.epoch), [], keep=100)
-    assert (await store.orders("main")).epoch == 2
+    assert (await store.orders("main")).epoch == old.epoch + 1
 
 
 async def test_a_leader_whose_lease_is_over_orders_nothing_even_if_nobody_followed(store: ScaleStore, clock: Clock) -> None:
@@ -154,3 +168,13 @@ async def test_drains_are_asked_for_and_taken_back(redis: Redis) -> None:
     assert not await fleet.is_asked_to_drain("w-9", "l-9")
     await fleet.take_back_drain("l-2")
     assert await fleet.drains() == {"w-1": 7}
+
+
+async def test_one_entry_that_cannot_be_read_hides_no_other(store: ScaleStore, redis: Redis) -> None:
+    leads = await store.lead("main", "as-1", TTL_MS)
+    assert await store.order(leads, "main", None, [decided("p", to=1)], keep=100)
+    await redis.xadd("{scale}:log", {"pool": "p", "d": b'{"v": 99}'})
+    await redis.hset("{scale}:overrides", mapping={"q": b"nonsense"})
+    await store.override("p", PoolOverride(max=3))
+    assert [d.to_workers async for _, d in store.decisions("p")] == [1]
+    assert await store.overrides() == {"p": PoolOverride(max=3)}
