@@ -119,7 +119,8 @@ class Evidence:
             for launch in before - event["launches"].keys():
                 found.setdefault(launch, event["t"])
             before |= event["launches"].keys()
-        return found
+        # Ordered and dropped between two looks: it was dropped before it was seen.
+        return {**dict.fromkeys(self.hosts.keys() - before, 0.0), **found}
 
     @cached_property
     def forgotten(self) -> set[str]:

@@ -11,6 +11,7 @@ _LEAVE, _LOG, _GROUND, _MEET = (f"{_SCRIPTS}lib/{name}.lua" for name in ("leave"
 _WORK, _HEART = "worker/execution.py", "worker/heartbeat.py"
 _REQUESTS, _READING, _SUBMITTING = "gateway/routes/requests.py", "gateway/reading.py", "gateway/submitting.py"
 _LOSSY = "drop-replies,cut,client-kill,one-way"
+_ORDER_FENCE = "if leader ~= who or current ~= tonumber(epoch) or ends <= now then return 'fenced' end"
 _LEADERLESS = "kill-leader,stop-leader,drain-autoscaler"
 _DEADLY = "kill-worker,stop-worker,partition"
 
@@ -257,12 +258,12 @@ MUTANTS: tuple[Mutant, ...] = (
         poison=0.1,
     ),
     # what scales itself
-    Mutant("orders without a fence", f"{_SCRIPTS}order.lua", "if leader ~= who", "if false", _LEADERLESS, {"S1"}, scaled=True),
+    Mutant("orders without a fence", f"{_SCRIPTS}order.lua", _ORDER_FENCE, "", _LEADERLESS, {"S1"}, scaled=True),
     Mutant(
         "a new leader has no new epoch",
         f"{_SCRIPTS}lead.lua",
-        "if ends <= now then epoch = epoch + 1 end",
-        "if epoch == 0 then epoch = 1 end",
+        "if ends <= now then epoch =",
+        "if epoch == 0 then epoch =",
         _LEADERLESS,
         {"S1"},
         scaled=True,
@@ -270,26 +271,26 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "an agent does not find its workers again",
         "autoscaler/agent/agent.py",
-        "        state = self._file.load()\n        self.epoch = state.epoch\n        running = workers_of(self.host)",
-        "        state = State(self.host)\n        running: dict[str, Identity] = {}",
+        "running = workers_of(self.host)",
+        "running, state = {}, type(state)(self.host)",
         "kill-agent",
         {"S2", "S3", "S5"},
         scaled=True,
     ),
     Mutant(
-        "an agent ends nobody",
-        "autoscaler/agent/agent.py",
-        "            tended.watch.send(signal.SIGTERM)\n            self._changed.set()",
-        "            tended.watch.close()\n            self._forget(tended)\n            return",
+        "--stop-workers ends nobody",
+        "autoscaler/agent/serve.py",
+        "await agent.stop_workers()",
+        "pass",
         "bounds",
-        {"S2", "S3"},
+        {"S3"},
         scaled=True,
     ),
     Mutant(
         "who drains is ended before it is done",
         "autoscaler/arrange.py",
-        " and worker.held == 0)",
-        ")",
+        "ended = {name for name in retiring if _has_nothing_left(seen.get(name))}",
+        "ended = set(retiring)",
         "bounds",
         {"S4"},
         scaled=True,
