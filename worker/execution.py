@@ -15,6 +15,7 @@ import msgspec
 
 from dispatch.faults import STORE_FAULT, as_penstock
 from dispatch.messages import Begun, FinishReason, Grant, Usage, WriteStatus
+from dispatch.pricing import PAGE_TOKENS
 from dispatch.queue import Queue
 from dispatch.states import RequestState
 from worker.admission import Holding
@@ -135,7 +136,7 @@ class Execution:
         if begun is None:
             return Lost("fenced at begin")
         self._began, self._seq = True, begun.seq
-        done = tokens_done(await self._call(lambda: self._queue.output(self.grant.request))) if begun.seq else ()
+        done = tokens_done(await self._call(lambda: _unbroken(self._queue.output(self.grant.request)))) if begun.seq else ()
         most_tokens = self._engine.cost(begun.request).tokens
         if most_tokens > self._info.limit_tokens:
             return await self._too_big(most_tokens)
@@ -151,7 +152,7 @@ class Execution:
     async def _too_big(self, most_tokens: int) -> Outcome:
         """It may come to need more than all there is here. Priced at its most it goes to a worker that has so much."""
         limit = self._info.limit_tokens
-        if self.grant.cost_tokens < most_tokens <= await self._call(self._around.largest_tokens):
+        if self.grant.cost_tokens < most_tokens <= await self._call(lambda: _unbroken(self._around.largest_tokens())):
             return Moved(most_tokens, f"it may need {most_tokens} KV tokens; this worker holds {limit}")
         return Failed("unschedulable", f"The request needs up to {most_tokens} KV tokens; this worker holds {limit}.")
 
@@ -159,7 +160,7 @@ class Execution:
         """Take what the engine says into `_gathered`, to the end."""
         self.generating, self.generating_since = True, time.monotonic()
         try:
-            self._around.begun()
+            self._around.begun(-(-self.holding.reach_tokens // PAGE_TOKENS))
             if self._decided is not None:
                 # There is no memory for it beside the others: their next step must not find its prompt there.
                 raise asyncio.CancelledError
@@ -222,7 +223,7 @@ class Execution:
                 case Moved(cost, _):
                     await self._call(lambda: self._queue.reprice(self.grant, cost))
                     # Before it is back in line: it must not come straight back into the same full room.
-                    await self._call(self._around.before_move)
+                    await self._call(lambda: _unbroken(self._around.before_move()))
                     await self._call(lambda: self._queue.release(self.grant))
                 case Lost() | Crashed():
                     pass
@@ -255,12 +256,13 @@ class Execution:
         return status
 
     async def _call(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Repeat a call that may be repeated until Redis answers. A stop does not break off what is on the wire."""
+        """Repeat a call that may be repeated until Redis answers. A stop does not break off what is on the wire: the laws go in
+        batches (dispatch/batching.py), the others are `_unbroken`."""
         backoff_s = _FIRST_BACKOFF_S
         give_up_at = time.monotonic() + self._give_up_s
         while True:
             try:
-                return await _unbroken(call())
+                return await call()
             except STORE_FAULT as error:
                 # Away, or at its memory limit: both pass. Anything else is a bug that no repeating mends.
                 if not as_penstock(error).kind.retryable:

@@ -47,6 +47,11 @@ class Growth:
         return Holding(granted, needed, used, most)
 
     @property
+    def at_most_tokens(self) -> int:
+        """What it counts at the most, cheaply: nothing that is kept for it is more."""
+        return max(self._granted_tokens, self._most_tokens)
+
+    @property
     def dearer_tokens(self) -> int:
         """Its cost when its present one proved too small: as if it were half done."""
         grown = cost_tokens(self._prompt_tokens, 2 * max(PAGE_TOKENS, self.spoken_tokens))
@@ -56,8 +61,8 @@ class Growth:
 class Around:
     """What an execution asks of, and tells, those beside it. This one stands for nobody beside it."""
 
-    def begun(self) -> None:
-        """It fills memory from now on."""
+    def begun(self, pages: int) -> None:
+        """It fills memory from now on: so many pages with its next step."""
 
     def grown(self, pages: int) -> None:
         """It filled so many pages more."""

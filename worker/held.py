@@ -80,10 +80,17 @@ class Held:
         Redis grants only what fits by its count; but what it took off us may still be leaving the engine. A grant that
         waits here too long is taken back uncharged, by Redis.
         """
-        while not fits(self._bound(info), info.slots, [self._executions[k].holding for k in self._admitted], execution.holding):
+        while not self._has_room(execution, info):
             self._changed.clear()
             await self._changed.wait()
         self._admitted.add(_key(execution.grant))
+
+    def _has_room(self, execution: Execution, info: EngineInfo) -> bool:
+        """Mostly all fit even at their most, and that is quickly added up."""
+        bound, beside = self._bound(info), [self._executions[key] for key in self._admitted]
+        if len(beside) < info.slots and sum([e.growth.at_most_tokens for e in (*beside, execution)]) <= bound:
+            return True
+        return fits(bound, info.slots, [e.holding for e in beside], execution.holding)
 
     @property
     def is_cautious(self) -> bool:
@@ -156,8 +163,8 @@ class Beside(Around):
         self._largest_tokens = largest_tokens
         self._before_move = before_move
 
-    def begun(self) -> None:
-        self._held.relieve()
+    def begun(self, pages: int) -> None:
+        self._held.grown(pages)
 
     def grown(self, pages: int) -> None:
         self._held.grown(pages)

@@ -78,7 +78,7 @@ async def test_what_is_moved_as_it_begins_never_reaches_the_engine(queue: Queue,
     execution, engine = await granted(queue, client, 10)
 
     class Full(Around):
-        def begun(self) -> None:
+        def begun(self, pages: int) -> None:
             execution.move("there is no room")
 
     execution._around = Full()
