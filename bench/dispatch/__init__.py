@@ -1,0 +1,1 @@
+"""How fast requests go through: the raw floor, Penstock directly and by HTTP, and the peers, side by side in one run."""

@@ -1,0 +1,80 @@
+"""The raw floor: XADD, XREADGROUP and a reply's XADD, XREAD; no lease, no fence, no log. What no dispatcher on streams undercuts.
+
+`python -m bench.dispatch.floor worker|client URL`. Both sides pipeline what gathers, by the client library as it is.
+"""
+
+import asyncio
+import itertools
+import sys
+
+import uvloop
+from redis.exceptions import ResponseError
+
+from bench.dispatch.loop import serve_rounds
+from dispatch.redis_client import connect
+
+_BODY = b"w" * 400
+
+
+async def work(url: str) -> None:
+    redis = connect(url)
+    try:
+        await redis.xgroup_create("floor:queue", "workers", id="0", mkstream=True)
+    except ResponseError as error:
+        if "BUSYGROUP" not in str(error):
+            raise
+    while True:
+        found = await redis.xreadgroup("workers", "w-1", {"floor:queue": ">"}, count=100, block=2000, noack=True)
+        pipe = redis.pipeline(transaction=False)
+        for _, entries in found or ():
+            for _, fields in entries:
+                pipe.execute_command("XADD", "floor:replies", "MAXLEN", "~", "10000", "*", "id", fields[b"id"], "d", b"done")
+        await pipe.execute()
+
+
+class Client:
+    def __init__(self, url: str) -> None:
+        self._writing, self._reading = connect(url), connect(url)
+        self._asked: list[bytes] = []
+        self._fresh = asyncio.Event()
+        self._ends: dict[bytes, asyncio.Future[None]] = {}
+        self._ids = itertools.count()
+
+    async def read(self) -> None:
+        after = b"$"
+        while True:
+            for _, entries in await self._reading.xread({"floor:replies": after}, count=1000, block=2000) or ():
+                for after, fields in entries:  # noqa: B007 - where to go on
+                    end = self._ends.pop(fields[b"id"], None)
+                    if end is not None:
+                        end.set_result(None)
+
+    async def call(self) -> None:
+        name = b"%d" % next(self._ids)
+        end = self._ends[name] = asyncio.get_running_loop().create_future()
+        self._asked.append(name)
+        self._fresh.set()
+        await end
+
+    async def write(self) -> None:
+        while True:
+            await self._fresh.wait()
+            self._fresh.clear()
+            asked, self._asked = self._asked, []
+            pipe = self._writing.pipeline(transaction=False)
+            for name in asked:
+                pipe.execute_command("XADD", "floor:queue", "MAXLEN", "~", "10000", "*", "id", name, "d", _BODY)
+            await pipe.execute()
+
+
+async def _client(url: str) -> None:
+    client = Client(url)
+    tasks = [asyncio.create_task(client.read()), asyncio.create_task(client.write())]
+    await asyncio.sleep(0.2)
+    await serve_rounds(client.call)
+    for task in tasks:
+        task.cancel()
+
+
+if __name__ == "__main__":
+    uvloop.run(work(sys.argv[2]) if sys.argv[1] == "worker" else _client(sys.argv[2]))
