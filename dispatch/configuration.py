@@ -94,6 +94,11 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
             yield prefix + name, field
 
 
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process that gets settings of its own: without all of ours, but for what the machine says."""
+    return {name: value for name, value in environment.items() if not name.startswith("PENSTOCK_") or name in OF_THE_MACHINE}
+
+
 def variable(key: str) -> str:
     """The environment's name of a setting."""
     return PREFIX + key.upper().replace(".", "__")

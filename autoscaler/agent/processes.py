@@ -1,6 +1,6 @@
 """Processes that outlive the one that started them: known by pid and start time, watched by pidfd, found again in /proc.
 
-Never here: which should run (agent.py). Linux only: nothing else tells of the end of a process that is no child.
+Never here: which should run (tending.py). Linux only: nothing else tells of the end of a process that is no child.
 """
 
 import asyncio
@@ -18,7 +18,6 @@ LAUNCH = variable("worker.launch").encode()
 HOST = variable("agent.host").encode()
 _PROC = Path("/proc")
 _STATE, _SESSION, _STARTED = 0, 3, 19  # in /proc/PID/stat, after the name
-_TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Identity:
 def identity_of(pid: int) -> Identity | None:
     """Who has that pid now."""
     fields = _stat(pid)
-    return None if fields is None else Identity(pid, fields[_STARTED], _boot())
+    return None if fields is None else Identity(pid, fields[_STARTED], boot())
 
 
 def start(command: list[str], environment: Mapping[str, str], log: Path) -> Identity:
@@ -127,17 +126,6 @@ def kill_session(pid: int, launch: str) -> int:
     return killed
 
 
-def tail(log: Path, lines: int = 6) -> tuple[str, ...]:
-    """The last lines of a log."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ()
-    return tuple(line[:500] for line in text.splitlines() if line.strip())[-lines:]
-
-
 def check_platform() -> str:
     """Why agents cannot work here; "" if they can."""
     if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
@@ -167,7 +155,8 @@ def _environment(pid: int) -> dict[bytes, bytes]:
     return dict(pair.partition(b"=")[::2] for pair in raw.split(b"\0") if pair)
 
 
-def _boot() -> str:
+def boot() -> str:
+    """This boot of the machine."""
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -9,7 +9,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from autoscaler.agent.agent import Agent, reconcile_handler
+from autoscaler.agent.agent import Agent
+from autoscaler.agent.bell import reconcile_handler
 from autoscaler.agent.devices import Devices
 from autoscaler.agent.processes import check_platform
 from autoscaler.agent.state import StateFile

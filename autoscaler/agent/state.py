@@ -1,18 +1,21 @@
-"""What an agent must find again after a restart: the epoch it carried out, and its workers. A file, replaced as a whole.
+"""What an agent must find again after a restart: whose orders it carried out, and its workers. A file, replaced as a whole.
 
 Never here: what is made of it (agent.py).
 """
 
 import fcntl
+import hashlib
 import logging
 import os
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
-from autoscaler.agent.processes import Identity
+from autoscaler.agent.obeying import Trust
+from autoscaler.agent.processes import Identity, boot
 from dispatch.errors import PenstockError
 from dispatch.messages import READABLE_VERSIONS, SCHEMA_VERSION
 from dispatch.scaling import Launch
@@ -43,6 +46,7 @@ class State:
     host: str
     epoch: int = 0
     launches: tuple[Kept, ...] = ()
+    trust: Trust = field(default_factory=Trust)
     v: int = SCHEMA_VERSION
 
 
@@ -75,6 +79,10 @@ class StateFile:
                 param="agent.host",
             ) from None
         self._host = host
+        place = os.fstat(self._lock.fileno())
+        mark = hashlib.sha256(f"{boot()} {place.st_dev} {place.st_ino}".encode()).hexdigest()[:8]
+        self.owner = f"{socket.gethostname()}-{mark}"
+        """Who keeps its state here: the same over restarts of the agent, another on every machine and in every folder."""
 
     def load(self) -> State:
         """What was kept; nothing where there is no file or one that cannot be read: workers are then found by looking."""

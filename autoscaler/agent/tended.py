@@ -1,17 +1,22 @@
 """One worker in an agent's care, and the circuit that opens when workers of one kind crash again and again.
 
-Never here: processes, orders (agent.py).
+Never here: processes, orders (tending.py, agent.py).
 """
 
+import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from autoscaler.agent.processes import Watch
 from autoscaler.agent.state import Kept
 from autoscaler.launchers.base import Exit, Restarts
-from dispatch.configuration import OF_THE_MACHINE
+from dispatch.configuration import without_settings
+from dispatch.errors import PenstockError
 from dispatch.scaling import Launch, LaunchReport, LaunchState
 
+_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+_HINT = "Whoever wrote the orders is no autoscaler of this release."
 HALF_OPEN_S = 300.0
 """How long a circuit stays open before one worker is tried again."""
 
@@ -110,5 +115,41 @@ class Circuits:
 
 def environment_of(around: Mapping[str, str], worker: Mapping[str, str], gpu: str) -> dict[str, str]:
     """A worker's environment: the agent's own without Penstock's settings, those of the worker, its GPU."""
-    kept = {name: value for name, value in around.items() if not name.startswith("PENSTOCK_") or name in OF_THE_MACHINE}
-    return {**kept, **worker, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+    return {**without_settings(around), **worker, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+
+
+def check(launch: Launch) -> None:
+    """Raises PenstockError("bad_setting") for a launch whose words cannot become a file's name and an environment."""
+    if not _ID.fullmatch(launch.id):
+        what = f"{launch.id!r} is no launch id"
+        raise PenstockError("bad_setting", f"{what}: 1 to 64 of A-Z a-z 0-9 . _ -, and no dot in front.", hint=_HINT)
+    for name, value in {"pool": launch.pool, **launch.worker}.items():
+        if "\0" in name + value:
+            raise PenstockError("bad_setting", f"{name!r} of launch {launch.id} holds a NUL character.", hint=_HINT)
+
+
+def log_name(launch: str) -> str:
+    """Of its log: never a path that leads elsewhere."""
+    return f"{launch if _ID.fullmatch(launch) else 'unnamed'}.log"
+
+
+def tended_again(kept: Kept) -> Tended:
+    """From the state file."""
+    now = time.monotonic()
+    return Tended(
+        launch=kept.launch,
+        state=LaunchState.STOPPING if kept.stopping else LaunchState.CRASH_LOOP if kept.crash_loop else LaunchState.STARTING,
+        gpu=kept.gpu,
+        since_ms=kept.since_ms,
+        started_at=now - max(0.0, (now_ms() - kept.since_ms) / 1000),
+        exits=kept.exits,
+        restarts=Restarts(kept.failures),
+        due_at=now + HALF_OPEN_S if kept.crash_loop else 0.0,
+        error=kept.error,
+        last_words=kept.last_words,
+    )
+
+
+def now_ms() -> int:
+    """The machine's clock."""
+    return int(time.time() * 1000)

@@ -4,7 +4,6 @@ Never here: when to start or end one (local.py, penstock/household.py).
 """
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from autoscaler.launchers.base import Exit, Launched
+from autoscaler.logs import tail
 from dispatch.processes import with_parent
-
-_TAIL_BYTES = 4096
 
 
 class LocalProcesses:
@@ -85,12 +83,7 @@ class LocalProcesses:
 
     def tail(self, name: str, lines: int = 6) -> list[str]:
         """The last lines a child wrote."""
-        try:
-            with self.log(name).open("rb") as log:
-                log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
-                return [line for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()][-lines:]
-        except OSError:
-            return []
+        return list(tail(self.log(name), lines))
 
     async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
         started = time.monotonic()

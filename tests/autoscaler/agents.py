@@ -14,6 +14,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from autoscaler.agent.processes import workers_of
+from dispatch import keys
 from dispatch.scale_store import ScaleStore
 from dispatch.scaling import HostReport, Launch, LaunchReport, Leadership, Orders, PoolOrders
 
@@ -39,6 +40,7 @@ class Leader:
     """Gives orders to one group, as the autoscaler does."""
 
     def __init__(self, redis: Redis, group: str = "main") -> None:
+        self.redis = redis
         self.store = ScaleStore(redis)
         self.group = group
         self.leadership: Leadership | None = None
@@ -54,6 +56,10 @@ class Leader:
     async def next_epoch(self) -> None:
         """As if another one had led in between."""
         await self.store.resign(self.group, "leader")
+
+    async def counts_from(self, epoch: int) -> None:
+        """The next one to lead gets the epoch after this one, as if its Redis had only seen so many."""
+        await self.redis.hset(keys.scale_leader(self.group), mapping={"id": "", "epoch": epoch, "until": 0})
 
     async def host(self, name: str) -> HostReport | None:
         return next((host for host in await self.store.hosts() if host.host == name), None)

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from autoscaler.agent import telling
 from autoscaler.agent.agent import Agent
 from autoscaler.agent.devices import Devices
 from autoscaler.agent.processes import Identity, identity_of
 from autoscaler.agent.state import Kept, State, StateFile
 from autoscaler.launchers import base
 from autoscaler.launchers.aftermath import Aftermath
+from autoscaler.logs import bound
 from dispatch.configuration import load_settings
 from dispatch.errors import PenstockError
 from dispatch.fleet import Fleet
@@ -27,13 +29,14 @@ from dispatch.queue import Queue
 from dispatch.redis_client import connect
 from dispatch.rules import QueueRules
 from dispatch.scale_store import ScaleStore
-from dispatch.scaling import LaunchState
+from dispatch.scaling import Launch, LaunchState
 from dispatch.tasks import cancelled
 from tests.autoscaler.agents import Leader, end_workers, launch, members_of, pids_of, until
 from tests.servers import binaries, running
 
 HOST = "gpu-a"
 REFUSED = "refuse orders of an older epoch"
+KEPT = "keep what new orders do not name"
 SLEEP = ["/bin/sleep", "600"]
 STUBBORN = ["/bin/bash", "-c", "trap '' TERM; sleep 601 & while true; do sleep 0.1; done"]
 
@@ -106,7 +109,7 @@ async def test_what_is_ordered_runs_and_nothing_else(redis: Redis, url: str, lea
         assert before.keys() == {"l-1", "l-2"}
         for pid in before.values():
             assert os.getsid(pid) == pid, "in a session of its own"
-        await leader.order(launch("l-2", HOST), launch("l-5", HOST))
+        epoch = await leader.order(launch("l-2", HOST), launch("l-5", HOST))
         await until(lambda: pids_of(HOST).keys() == {"l-2", "l-5"}, "the change")
         assert pids_of(HOST)["l-2"] == before["l-2"]
 
@@ -119,7 +122,7 @@ async def test_what_is_ordered_runs_and_nothing_else(redis: Redis, url: str, lea
         await until(is_told, "the report")
         said = await leader.host(HOST)
         assert said is not None
-        assert (said.epoch, said.most_workers) == (1, 8)
+        assert (said.epoch, said.most_workers) == (epoch, 8)
         await leader.order()
         await until(lambda: not pids_of(HOST), "the end of all")
 
@@ -138,17 +141,17 @@ async def test_a_worker_that_ignores_its_end_is_killed_with_its_session(
 async def test_orders_of_an_older_epoch_are_refused(
     redis: Redis, url: str, leader: Leader, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await leader.order()
+    first = await leader.order()
     await leader.next_epoch()
     async with agent_here(redis, url, tmp_path) as agent:
-        assert await leader.order(launch("l-1", HOST)) == 2
+        assert await leader.order(launch("l-1", HOST)) == first + 1
         pids = await until(lambda: pids_of(HOST), "the worker")
         # As a Redis that went back in time, or a writer around the fence, would have it.
         stale = await leader.store.orders("main")
-        await redis.set("{scale}:orders:main", encode(replace(stale, epoch=1, pools=())))
+        await redis.set("{scale}:orders:main", encode(replace(stale, epoch=first, pools=())))
         await until(lambda: REFUSED in caplog.text, "a look at them")
         assert pids_of(HOST) == pids
-        assert agent.epoch == 2
+        assert agent.epoch == first + 1
         await leader.order()
         await until(lambda: not pids_of(HOST), "the end, by orders that count")
 
@@ -156,16 +159,16 @@ async def test_orders_of_an_older_epoch_are_refused(
 async def test_the_epoch_is_kept_over_a_restart(
     redis: Redis, url: str, leader: Leader, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for _ in range(3):
-        await leader.order(launch("l-1", HOST))
-        await leader.next_epoch()
+    await leader.counts_from(2)
+    assert await leader.order(launch("l-1", HOST)) == 3
     async with agent_here(redis, url, tmp_path):
         await until(lambda: pids_of(HOST), "the worker")
     pids = pids_of(HOST)
     # Redis lost all: the count of epochs begins anew.
     await redis.flushall()
     async with agent_here(redis, url, tmp_path, rewound_s=0.5) as agent:
-        await leader.order(launch("l-2", HOST))
+        await leader.counts_from(1)
+        assert await leader.order(launch("l-2", HOST)) == 2
         await until(lambda: REFUSED in caplog.text, "a look at them")
         assert agent.epoch == 3
         assert pids_of(HOST) == pids, "not yet believed"
@@ -186,15 +189,72 @@ async def test_a_redis_without_orders_ends_nobody(redis: Redis, url: str, leader
 def _count_looks(agent: Agent) -> list[int]:
     """Grows with every look at orders that has ended."""
     looks: list[int] = []
-    orders = agent._store.orders
+    orders = agent._store.orders_in
 
     async def counted(group: str) -> Any:
         found = await orders(group)
-        looks.append(found.epoch)
+        looks.append(found[0].epoch)
         return found
 
-    agent._store.orders = counted  # type: ignore[method-assign]
+    agent._store.orders_in = counted  # type: ignore[method-assign]
     return looks
+
+
+async def test_orders_of_a_wiped_redis_end_nobody_until_their_leader_has_led_on(
+    redis: Redis, url: str, leader: Leader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await leader.counts_from(6)
+    before = await leader.order(launch("l-1", HOST))
+    async with agent_here(redis, url, tmp_path, rewound_s=1.0):
+        pid = (await until(lambda: pids_of(HOST), "the worker"))["l-1"]
+        await redis.flushall()
+        # Nobody told the new leader of l-1 yet; its epoch is above all that were.
+        assert await leader.order(launch("l-2", HOST)) > before
+        await until(lambda: "l-2" in pids_of(HOST), "what is missing starts at once")
+        assert pids_of(HOST)["l-1"] == pid, "and nobody has ended"
+        assert KEPT in caplog.text
+        await until(lambda: pids_of(HOST).keys() == {"l-2"}, "the end of l-1, once its leader has led on")
+
+
+async def test_the_same_epoch_of_a_restarted_redis_is_not_the_same_leader(tmp_path: Path) -> None:
+    """A server that kept nothing, started again; its orders bear the very epoch that the agent knows."""
+    with running(next(iter(binaries()))) as first:
+        redis = connect(first.url)
+        leader = Leader(redis)
+        await leader.counts_from(6)
+        assert await leader.order(launch("l-1", HOST), launch("l-2", HOST)) == 7
+        async with agent_here(redis, first.url, tmp_path, rewound_s=1.0):
+            pids = await until(lambda: len(pids_of(HOST)) == 2 and pids_of(HOST), "the workers")
+        await redis.aclose()
+    with running(next(iter(binaries()))) as second:
+        redis = connect(second.url)
+        leader = Leader(redis)
+        await leader.counts_from(6)
+        assert await leader.order(launch("l-1", HOST)) == 7
+        async with agent_here(redis, second.url, tmp_path, rewound_s=1.0) as agent:
+            looks = _count_looks(agent)
+            await until(lambda: len(looks) >= 3, "some looks")
+            assert pids_of(HOST) == pids
+            await until(lambda: pids_of(HOST) == {"l-1": pids["l-1"]}, "what is not ordered to end at last")
+        await redis.aclose()
+
+
+async def test_orders_that_forgot_how_a_worker_was_started_do_not_take_it_away(
+    redis: Redis, url: str, leader: Leader, tmp_path: Path
+) -> None:
+    ordered = launch("l-1", HOST, 5, sim_gpu="A100")
+    await leader.order(ordered)
+    async with agent_here(redis, url, tmp_path) as agent:
+        before = (await until(lambda: pids_of(HOST), "the worker"))["l-1"]
+        report = await until(lambda: _with_pid(leader, before), "its report")
+        assert (report.worker, report.need_bytes) == (ordered.worker, 5), "what a leader needs to adopt it"
+        await leader.order(Launch("l-1", "p", host=HOST, ordered_at_ms=9))
+        await until(lambda: agent._tending.wanted["l-1"].ordered_at_ms == 9, "the look")
+        os.kill(before, signal.SIGKILL)
+        after = await until(lambda: pids_of(HOST).get("l-1", before) != before and pids_of(HOST)["l-1"], "the next one")
+        assert _variable(after, "PENSTOCK_WORKER__SIM_GPU") == "A100"
+        report = await until(lambda: _with_pid(leader, after), "its report")
+        assert (report.worker, report.need_bytes) == (ordered.worker, 5)
 
 
 async def test_workers_are_taken_over_also_those_it_had_no_time_to_note(
@@ -284,7 +344,7 @@ async def test_a_crash_loop_opens_the_circuit_and_tells_why(
 
 
 def agent_forgot(agent: Agent, name: str) -> bool:
-    return name not in agent._tended
+    return name not in agent._tending.tended
 
 
 async def test_a_code_that_says_usage_is_not_tried_again(redis: Redis, url: str, leader: Leader, tmp_path: Path) -> None:
@@ -368,3 +428,99 @@ def test_a_state_that_cannot_be_read_is_no_end(tmp_path: Path) -> None:
     (tmp_path / f"agent-{HOST}.json").write_text("{half")
     assert file.load() == State(HOST)
     file.close()
+
+
+async def test_a_second_machine_of_the_same_name_does_nothing_until_the_first_is_gone(
+    redis: Redis, url: str, leader: Leader, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "REPORT_TTL_S", 0.5)
+    starts = tmp_path / "starts"
+    counting = ["/bin/bash", "-c", f"echo $PENSTOCK_WORKER__LAUNCH >> {starts}; exec sleep 600"]
+    await leader.order(launch("l-1", HOST))
+    async with agent_here(redis, url, tmp_path / "one", counting) as first:
+        await until(lambda: pids_of(HOST), "the worker")
+        async with agent_here(redis, url, tmp_path / "two", counting) as second:
+            await until(lambda: "Another agent speaks for a host of this name" in caplog.text, "the refusal")
+            await leader.order(launch("l-1", HOST), launch("l-2", HOST))
+            await until(lambda: "l-2" in pids_of(HOST), "the first one's work")
+            said = await leader.host(HOST)
+            assert said is not None
+            assert said.agent == first._file.owner != second._file.owner
+            assert second._tending.tended == {}
+            assert starts.read_text().split() == ["l-1", "l-2"], "each once"
+            first_of_all = pids_of(HOST)
+            # The first one no longer reaches Redis: its name becomes free, and when it is back it is another's.
+            dead = connect(f"unix://{tmp_path}/nobody")
+            first._store = first._telling._store = ScaleStore(dead)
+            await until(lambda: second._tending.tended.keys() == {"l-1", "l-2"}, "the other one has the name")
+            first._store = first._telling._store = leader.store
+            await until(lambda: first._telling.other == second._file.owner, "the first one learns of it")
+            await leader.order(launch("l-1", HOST), launch("l-2", HOST), launch("l-3", HOST))
+            await until(lambda: len(starts.read_text().split()) == 3, "the second one's work")
+            assert pids_of(HOST).items() >= first_of_all.items()
+            assert "l-3" not in first._tending.tended
+            await dead.aclose()
+
+
+async def test_words_that_cannot_be_a_file_or_an_environment_are_refused_and_the_rest_runs(
+    redis: Redis, url: str, leader: Leader, tmp_path: Path
+) -> None:
+    bad = {
+        "../../out": "is no launch id",
+        ".hidden": "is no launch id",
+        "x" * 65: "is no launch id",
+        "a/b": "is no launch id",
+        "n\0l": "is no launch id",
+        "l-nul": "'sim_gpu' of launch l-nul holds a NUL",
+    }
+    launches = [launch(name, HOST, sim_gpu="a\0b" if name == "l-nul" else "A10") for name in bad]
+    await leader.order(*launches, launch("l-good", HOST))
+    async with agent_here(redis, url, tmp_path):
+        for name, why in bad.items():
+
+            async def is_refused(name: str = name, why: str = why) -> bool:
+                report = await leader.report(HOST, name)
+                return bool(report and report.state is LaunchState.REFUSED and why in report.error)
+
+            await until(is_refused, f"the refusal of {name!r}")
+        await until(lambda: pids_of(HOST).keys() == {"l-good"}, "the good one")
+        assert [name for _, _, files in os.walk(tmp_path) for name in files if name.endswith(".log")] == ["l-good.log"]
+
+
+async def test_the_end_of_a_worker_it_never_heard_of_costs_no_time_while_redis_is_away(
+    redis: Redis, url: str, leader: Leader, tmp_path: Path
+) -> None:
+    await leader.order(launch("l-1", HOST))
+    async with agent_here(redis, url, tmp_path):
+        pids = await until(lambda: pids_of(HOST), "the worker")
+    (tmp_path / "state" / f"agent-{HOST}.json").unlink()
+    async with agent_here(redis, f"unix://{tmp_path}/nobody", tmp_path) as agent:
+        dead = connect(f"unix://{tmp_path}/nobody")
+        agent._store = agent._telling._store = ScaleStore(dead)
+        await until(lambda: "l-1" in agent._tending.tended, "the take over")
+        os.kill(pids["l-1"], signal.SIGKILL)
+        await until(lambda: agent._tending.tended["l-1"].exits, "its end to be seen")
+        rounds: list[None] = []
+        carry_out = agent._tending.carry_out
+        agent._tending.carry_out = lambda: (rounds.append(None), carry_out())[1]  # type: ignore[method-assign,func-returns-value]
+        # Longer than its first delay: what cannot be started again is not due again and again.
+        await asyncio.sleep(0.8)
+        assert 1 <= len(rounds) < 30
+        agent._store = agent._telling._store = leader.store
+        await until(lambda: "l-1" in pids_of(HOST), "once the orders can be read it is started again")
+        await dead.aclose()
+
+
+def test_a_log_is_cut_to_its_end_under_its_writer(tmp_path: Path) -> None:
+    log = tmp_path / "l.log"
+    with log.open("ab", buffering=0) as writer:
+        for number in range(1000):
+            writer.write(b"line %d\n" % number)
+        bound(log, 5000, 1000)
+        assert log.stat().st_size <= 1000
+        writer.write(b"after\n")
+    lines = log.read_text().splitlines()
+    assert lines[-2:] == ["line 999", "after"]
+    assert all(line.startswith("line ") for line in lines[:-1]), "no half line"
+    bound(log, 5000, 1000)
+    assert log.read_text().splitlines() == lines
