@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,18 +57,12 @@ class Stand:
 
     def role(self, *command: str, **environment: str) -> None:
         """A process that says nothing to us."""
-        log = (self.folder / f"{len(self.processes)}.log").open("w")
-        self.processes.append(
-            subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                text=True,
-                cwd=ROOT,
+        with (self.folder / f"{len(self.processes)}.log").open("w") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True, cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **environment},
             )  # fmt: skip
-        )
+        self.processes.append(process)
 
     def client(self, *command: str, **environment: str) -> "Client":
         return Client(self.start(*command, **environment), self)
@@ -101,8 +96,22 @@ class Stand:
 
 
 def _cpu_s(pid: int) -> float:
+    """Of a process and those it started."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_s, _children(pid)))
+
+
+def _kill(pid: int) -> None:
+    """A process and those it started, which do not all die with it."""
+    with contextlib.suppress(OSError):
+        children = _children(pid)
+        os.kill(pid, signal.SIGKILL)
+        for child in children:
+            _kill(child)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in tasks.read_text().split()]
 
 
 class Client:
@@ -142,7 +151,7 @@ def stand(server: str) -> Iterator[Stand]:
             yield found
         finally:
             for each in found.processes:
-                each.kill()
+                _kill(each.pid)
             for each in found.processes:
                 each.wait()
             process.kill()

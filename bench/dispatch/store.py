@@ -1,4 +1,4 @@
-"""What requests cost the server: CPU with 30 chunks, memory of a waiting one, and how enqueue and a meeting grow with the backlog.
+"""What requests cost the server: CPU with 30 chunks, memory of a waiting one, and how costs grow with the backlog.
 
 `python -m bench.dispatch.store [--server redis] [--chunks 30] [--waiting 1000,100000]`. CPU is of the server's process (INFO
 cpu), memory by INFO memory. The scripts are called as workers and gateways call them; no engine, no HTTP.

@@ -24,7 +24,6 @@ def noop(body: str) -> str:
 def work() -> None:
     from dramatiq.cli import main, make_argument_parser
 
-    sys.path.insert(0, os.getcwd())
     sys.exit(main(make_argument_parser().parse_args(["peer_dramatiq", "--processes", "1", "--threads", "8"])))
 
 

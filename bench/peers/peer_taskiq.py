@@ -1,7 +1,6 @@
-"""taskiq-redis: the stream broker with acknowledgements and the async result backend; a call waits for `wait_result`, every 2 ms."""
+"""taskiq-redis: the stream broker with acknowledgements, the async result backend; a call looks for its result every 2 ms."""
 
 import os
-import sys
 from typing import Any
 
 from taskiq.cli.worker.args import WorkerArgs
@@ -19,7 +18,6 @@ async def noop(body: str) -> str:
 
 
 def work() -> None:
-    sys.path.insert(0, os.getcwd())
     run_worker(WorkerArgs(broker="peer_taskiq:broker", modules=[], workers=1, log_level="ERROR", max_async_tasks=512))
 
 
