@@ -24,8 +24,9 @@ check: $(VENV)/.installed-dev ## Lint, format, types, import directions, import 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: ## Measure all at once (comes with the issue on speed)
-	@echo "make bench comes with the issue on speed; single measurements run by hand: python -m bench.NAME, where NAME is laws, recovery, simulated, strategies, saturation, mixed, idle, thousand or one_by_one." >&2; exit 1
+bench: $(VENV)/.installed-dev ## Measure dispatch beside its floor and its peers (single ones: python -m bench.NAME)
+	@$(BIN)/python -m bench.dispatch $(ARGS)
+	@$(BIN)/python -m bench.dispatch.store
 
 chaos: $(VENV)/.installed-dev ## Break everything at once; make chaos SEED=7 MINUTES=3 TOPOLOGY=single (or sentinel)
 	@$(BIN)/python -m chaos --seed $(SEED) --minutes $(MINUTES) --topology $(TOPOLOGY) $(ARGS)

@@ -23,9 +23,9 @@ _RESULTS = Path(__file__).parents[1] / "results" / "dispatch.md"
 _PEERS = ("rq", "celery", "arq", "taskiq", "dramatiq")
 _IN_FLIGHT = (1, 64, 512)
 _QUICK_S = 0.7
-_NOTES = """All processes of a contestant share the cores with its load. The floor pipelines what gathers and keeps nothing safe. Each
-peer as its documents recommend: RQ's SimpleWorker, Celery's solo pool, Dramatiq's 8 threads; results are
-kept 60 s; arq, taskiq and Celery look for results every 2 ms. Clients of RQ, Dramatiq and Celery are threads."""
+_NOTES = """All processes of a contestant share the cores with its load. The floor pipelines what gathers and keeps nothing safe.
+Each peer as its documents recommend: RQ's SimpleWorker, Celery's solo pool, Dramatiq's 8 threads; results are kept 60 s; arq,
+taskiq and Celery look for results every 2 ms. Clients of RQ, Dramatiq and Celery are threads."""
 
 Figures = dict[str, float]
 Measured = dict[tuple[str, int], list[Figures]]
