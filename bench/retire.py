@@ -84,7 +84,7 @@ async def run(requests: int, every_s: float = EVERY_S, **environment: str) -> Re
                 await moving
             found = await records(http, fleet.gateway, [s.request for s in streams])
             await _set(http, fleet, 0, 0)
-            await until(lambda: _is_empty(watch), "the fleet to be at zero", 60)
+            await until(lambda: _is_empty(watch) and not fleet.orphans(), "the fleet to be at zero", 60)
         retired, kept, drains = _drains(watch)
         return Retired(streams, found, took_s, len(moves), retired, kept, drains, list(fleet.orphans().values()))
 

@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.hosts import Hosts, hosts
+from dispatch.fleet import Fleet
+from dispatch.redis_client import connect
+from dispatch.reports import ModelCard
 from tests.ports import free_port
 from tests.servers import running
 
@@ -153,15 +156,22 @@ class ScaledFleet:
 
 @contextlib.asynccontextmanager
 async def scaled_fleet(
-    pools: Mapping[str, Mapping[str, Any]], *, autoscalers: int, agents: int, server: str = "redis", **environment: str
+    pools: Mapping[str, Mapping[str, Any]],
+    *,
+    autoscalers: int,
+    agents: int,
+    cards: Sequence[ModelCard] = (),
+    server: str = "redis",
+    **environment: str,
 ) -> AsyncIterator[ScaledFleet]:
-    """Stands, and the gateway is ready; the first worker of each model is on its way. Each host has two fake GPUs."""
+    """Stands, and the gateway is ready; the first worker of each model without a card is on its way. Hosts have two fake GPUs."""
     names = [f"h{number + 1}" for number in range(agents)]
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="penstock-scaled-") as folder, hosts(names) as there:
         listen = ("--port", str(port), "--bind", "127.0.0.1", "--protected-mode", "no")
         bound = (*listen[:3], "127.0.0.1", there.address, *listen[4:]) if there.apart else listen
         with running(server, *bound) as found:
+            await _put(found.url, cards)
             fleet = ScaledFleet(found.url, f"http://127.0.0.1:{free_port()}", there, Path(folder), uuid.uuid4().hex)
             common = {
                 "PENSTOCK_REDIS__URL": f"redis://{there.address}:{port}/0",
@@ -184,6 +194,13 @@ async def scaled_fleet(
                 yield fleet
             finally:
                 await fleet.close()
+
+
+async def _put(url: str, cards: Sequence[ModelCard]) -> None:
+    redis = connect(url)
+    for card in cards:
+        await Fleet(redis).put_card(card, None)
+    await redis.aclose()
 
 
 def _answers(url: str) -> bool:
