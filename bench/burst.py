@@ -107,7 +107,7 @@ def _redis_of(pids: Iterable[int]) -> str:
 async def agents(autoscalers: int = 2, hosts: int = 3, most: int = MOST, **environment: str) -> AsyncIterator[Stand]:
     """Autoscalers, and an agent on each host; a worker needs most of a GPU."""
     pools = {POOL: pool(most, need_bytes=20 * GIB)}
-    async with scaled_fleet(pools, autoscalers=autoscalers, agents=hosts, **environment) as fleet:
+    async with scaled_fleet(pools, autoscalers=autoscalers, agents=hosts, environment=environment) as fleet:
         apart = "network namespaces" if fleet.hosts.apart else "one network: no namespaces could be made"
         where = f"agents ({hosts} hosts in {apart}, {autoscalers} autoscalers)"
         yield Stand(fleet.url, fleet.gateway, "main", where, lambda: list(fleet.orphans().values()))

@@ -65,7 +65,7 @@ def pool() -> dict[str, Any]:
 
 async def run(requests: int, every_s: float = EVERY_S, **environment: str) -> Retired:
     """All of it, until the fleet is at zero."""
-    async with scaled_fleet({POOL: pool()}, autoscalers=1, agents=3, **environment) as fleet, client() as http:
+    async with scaled_fleet({POOL: pool()}, autoscalers=1, agents=3, environment=environment) as fleet, client() as http:
         async with watching(fleet.url, {POOL: POOL}) as watch:
             await until(lambda: _ready(watch) >= LOW, "the first workers", 60)
             began = time.monotonic()

@@ -70,7 +70,7 @@ async def run(trace: list[Arrival], speed: float, seed: int) -> tuple[Run, Watch
     played = [Arrival(a.at_s / speed, a.prompt_tokens, a.answer_tokens) for a in trace[::_EVERY]]
     # An hour's kills come in two minutes: they may hit one request more often than the default forgives.
     numbers = {"PENSTOCK_AUTOSCALER__LEASE_S": "3", "PENSTOCK_QUEUE__MAX_ATTEMPTS": "10"}
-    async with scaled_fleet(pools(speed), autoscalers=3, agents=3, **numbers) as fleet:
+    async with scaled_fleet(pools(speed), autoscalers=3, agents=3, environment=numbers) as fleet:
         told_of = Run(seed, len(played), fleet.hosts.apart)
         async with watching(fleet.url, {name: name for name in _POOLS}, every_s=0.1) as watch, client() as http:
             for name in _POOLS:

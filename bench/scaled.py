@@ -162,7 +162,7 @@ async def scaled_fleet(
     agents: int,
     cards: Sequence[ModelCard] = (),
     server: str = "redis",
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[ScaledFleet]:
     """Stands, and the gateway is ready; the first worker of each model without a card is on its way. Hosts have two fake GPUs."""
     names = [f"h{number + 1}" for number in range(agents)]
@@ -177,7 +177,7 @@ async def scaled_fleet(
                 "PENSTOCK_REDIS__URL": f"redis://{there.address}:{port}/0",
                 "PENSTOCK_AGENT__SECRET": _SECRET,
                 "PENSTOCK_AUTOSCALER__POOLS": json.dumps(pools),
-                **environment,
+                **(environment or {}),
             }
             try:
                 fleet.start("gateway", "gateway", "--port", fleet.gateway.rpartition(":")[2], **common)

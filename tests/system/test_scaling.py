@@ -12,9 +12,10 @@ from dispatch.reports import ModelCard
 
 async def test_a_burst_onto_none_loses_nothing_though_the_leader_is_killed() -> None:
     pools = {burst.POOL: burst.pool(3, need_bytes=20 * GIB, idle_timeout_s=2, down_window_s=0)}
+    quick = {"PENSTOCK_AUTOSCALER__LEASE_S": "2"}
     # As if a worker had run long ago: one that went just now would be a turn, and the next turn is a minute later.
     card = ModelCard(burst.POOL, "sim", context_tokens=131_072, kv_bytes_per_token=131_072, max_cost_tokens=42_000)
-    async with scaled_fleet(pools, autoscalers=2, agents=2, cards=[card], PENSTOCK_AUTOSCALER__LEASE_S="2") as fleet:
+    async with scaled_fleet(pools, autoscalers=2, agents=2, cards=[card], environment=quick) as fleet:
         async with watching(fleet.url, {burst.POOL: burst.POOL}) as watch, client() as http:
 
             def at_zero() -> bool:
