@@ -20,6 +20,7 @@ from dispatch.scores import DEFAULT, Strategy
 from dispatch.signing import secret_bytes
 
 _LEAST_KEY_CHARACTERS = 8
+_LEAST_SECRET_CHARACTERS = 16
 # What an Authorization header and a comma-separated variable carry unchanged.
 _KEY = re.compile(r"[!-+\--~]*")
 
@@ -268,10 +269,20 @@ class AgentSettings(_Section):
     report_s: float = Field(1.0, gt=0, description="time between its reports")
     max_workers: int | None = Field(None, ge=0, description="most workers here; default: what GPU memory allows, on CPU one")
     rq_url: str | None = Field(None, description="Redis of the bell and of webhooks; default: redis.url")
-    secret: SecretStr | None = Field(None, description="signs the bell; the same for autoscaler, gateways and agents")
+    secret: SecretStr | None = Field(
+        None, description="signs the bell; the same for autoscaler, gateways and agents; 16 characters or more"
+    )
     webhooks: bool = Field(True, description="deliver webhooks, too")
     state_dir: Path | None = Field(None, description="what it must find again after a restart; default: ~/.local/state/penstock")
     fake_gpus: tuple[str, ...] = Field((), description="GPUs to play, like A10=24,A10=24 (GiB); for tests")
+
+    @field_validator("secret")
+    @classmethod
+    def _is_long(cls, secret: SecretStr | None) -> SecretStr | None:
+        # Whoever reads the bell's Redis can try secrets against a job's signature.
+        if secret is not None and len(secret.get_secret_value()) < _LEAST_SECRET_CHARACTERS:
+            raise ValueError(f"it is shorter than {_LEAST_SECRET_CHARACTERS} characters")
+        return secret
 
 
 class WebhookSettings(_Section):

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import quote
 
+from dispatch.diagnosis import diagnosis
 from dispatch.metrics_scale import ready
 from dispatch.records import QueueStats
 from dispatch.scaling import Action, DecisionRecord, LaunchReport, LaunchState, PoolOverride
@@ -87,7 +88,7 @@ def decision_document(record: DecisionRecord, entry: str = "") -> dict[str, Any]
 
 
 def launch_document(report: LaunchReport) -> dict[str, Any]:
-    """What the hands know of one worker that was ordered."""
+    """What the hands know of one worker that was ordered, but not what it wrote: a library may print what it works on."""
     return {
         "id": report.id,
         "state": report.state,
@@ -95,8 +96,8 @@ def launch_document(report: LaunchReport) -> dict[str, Any]:
         "pid": report.pid or None,
         "since_at_ms": report.since_ms or None,
         "exits": report.exits,
-        "error": report.error or None,
-        "last_words": list(report.last_words),
+        "error": words.cause(report) or None,
+        "diagnosis": diagnosis(report.last_words) or None,
     }
 
 

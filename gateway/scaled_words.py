@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from dispatch.diagnosis import diagnosis
 from dispatch.scaling import Action, DecisionRecord, LaunchReport, LaunchState, Leadership, PoolOverride, PoolStatus
 from gateway.explained_words import span
 from gateway.pool_views import PoolView, Starting
 
-_LAST_WORDS = 3
+_MOST_CHARACTERS = 300
 
 
 def pool_words(status: PoolStatus, starting: Sequence[Starting]) -> str:
@@ -47,11 +48,17 @@ def starting(each: Starting, cold_start_s: float | None) -> str:
     return f"{each.launch}{where} is {doing} for {each.age_s:.1f} s {usual}"
 
 
+def cause(report: LaunchReport) -> str:
+    """Why it ended, in one short line: a launcher of one's own may have put more there."""
+    return next(iter(report.error.splitlines()), "")[:_MOST_CHARACTERS]
+
+
 def trouble(report: LaunchReport) -> str:
     """One worker that does not come up."""
     where = f" on {report.host}" if report.host else ""
-    why = f": {report.error}" if report.error else ""
-    heard = f"; its last words: {' | '.join(report.last_words[-_LAST_WORDS:])}" if report.last_words else ""
+    why = f": {cause(report)}" if report.error else ""
+    known = diagnosis(report.last_words)
+    heard = f"; it said: {known}" if known else ""
     match report.state:
         case LaunchState.CRASH_LOOP:
             return f"{report.id}{where} crash-loops: it ended {report.exits} times and is not started again{why}{heard}"

@@ -262,3 +262,12 @@ def test_a_folder_for_start_locks_is_no_setting_and_is_passed_on(tmp_path: Path)
     passed = role_environment(around, settings)
     assert passed["PENSTOCK_RUNTIME_DIR"] == "/run/locks"
     assert load_settings({}, environment=passed, folder=tmp_path) == settings
+
+
+def test_a_short_secret_of_the_bell_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PenstockError, match="shorter than 16 characters") as refused:
+        load({}, environment={"PENSTOCK_AGENT__SECRET": "fifteen-letters"}, folder=tmp_path)
+    assert "fifteen-letters" not in str(refused.value)
+    loaded = load({}, environment={"PENSTOCK_AGENT__SECRET": "sixteen--letters"}, folder=tmp_path).settings
+    assert loaded.agent.secret is not None
+    assert load({}, environment={"PENSTOCK_AGENT__SECRET": ""}, folder=tmp_path).settings.agent.secret is None, "not set"

@@ -1,6 +1,7 @@
 """Pools over HTTP: what is shown, explained and set; the number for other scalers; and that all of it agrees with the metrics."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.gateway.stand_ins import StandIns
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100}
 COST = 112
+SAID = ("Traceback (most recent call last):", "a prompt nobody may read", "torch.OutOfMemoryError: CUDA out of memory.")
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ async def test_a_pool_is_shown_whole(gateway: Running, scaler: Scaler) -> None:
         workers={"ready": 1, "starting": 2},
         cold_start_s=8.0,
         unplaceable="no GPU has 14 GiB free",
-        reports=(report("l-1", LaunchState.CRASH_LOOP, exits=6, error="CUDA", last_words=("bye",)), report("l-2")),
+        reports=(report("l-1", LaunchState.CRASH_LOOP, exits=6, error="CUDA\nTraceback", last_words=SAID), report("l-2")),
     )
     await scaler.say("q", to=0)
     await scaler.store.override("p", PoolOverride(max=4))
@@ -86,10 +88,21 @@ async def test_a_pool_is_shown_whole(gateway: Running, scaler: Scaler) -> None:
     assert p["leader"] == {"id": "as-1", "epoch": epoch, "leads": True} and p["unplaceable"] == "no GPU has 14 GiB free"
     assert p["override"] == {"min": None, "max": 4, "target_s": None, "paused": False} and p["paused"] is False
     assert p["crash_loops"] == 1 and [r["state"] for r in p["launches"]] == ["crash_loop", "starting"]
-    assert p["launches"][0]["last_words"] == ["bye"] and p["launches"][0]["exits"] == 6
+    assert p["launches"][0]["exits"] == 6 and p["launches"][0]["error"] == "CUDA"
+    assert p["launches"][0]["diagnosis"] == "CUDA out of memory" and p["launches"][1]["diagnosis"] is None
     decided = p["decided"]
     assert (decided["action"], decided["from"], decided["to"], decided["limits"]) == ("up", 1, 3, ["step_up<=2"])
     assert p == await got(gateway, p["links"]["self"])
+
+
+async def test_what_a_worker_wrote_reaches_nobody_who_only_has_a_key(gateway: Running, scaler: Scaler, workers: StandIns) -> None:
+    crashed = report("l-1", LaunchState.CRASH_LOOP, exits=6, error="it ended", last_words=SAID)
+    await scaler.say("p", to=1, reports=(crashed, replace(crashed, id="l-2", state=LaunchState.BACKOFF)))
+    for path in ("/v1/pools", "/v1/pools/p", "/v1/pools/p/explain", "/v1/scale"):
+        answer = await gateway.client.get(path)
+        assert answer.status_code == 200 and "Traceback" not in answer.text and "nobody may read" not in answer.text
+    told = str(await waiting(gateway))
+    assert "crash-loops" in told and "Traceback" not in told and "nobody may read" not in told
 
 
 async def test_an_etag_holds_until_something_changes(gateway: Running, scaler: Scaler) -> None:
@@ -251,7 +264,7 @@ async def test_a_pool_explains_itself(gateway: Running, scaler: Scaler, workers:
         reports=(
             report("l-1", LaunchState.RUNNING, ago_s=100),
             report("l-2", LaunchState.RUNNING, ago_s=8, host="gpu-b"),
-            report("l-3", LaunchState.CRASH_LOOP, host="gpu-a", exits=6, error="CUDA error", last_words=("a", "no kernel image")),
+            report("l-3", LaunchState.CRASH_LOOP, host="gpu-a", exits=6, error="CUDA error", last_words=SAID),
         ),
     )
     await workers.say("w-1", WorkerState.READY, pool="p", launch="l-1")
@@ -263,7 +276,7 @@ async def test_a_pool_explains_itself(gateway: Running, scaler: Scaler, workers:
     assert words["override"] == "set by an operator: max 3"
     assert "no GPU has 14 GiB free" in words["unplaceable"]
     crashed = words["crash_loop"]
-    assert "l-3 on gpu-a crash-loops: it ended 6 times" in crashed and "CUDA error" in crashed and "no kernel image" in crashed
+    assert "l-3 on gpu-a crash-loops: it ended 6 times" in crashed and "CUDA error" in crashed and "CUDA out of memory" in crashed
     (starting,) = said["starting"]
     assert (starting["launch"], starting["state"], starting["progress"]) == ("l-2", "loading", "weights 62 %")
     assert 20 < starting["left_s"] <= 22 and "ready in about 2" in words["starting"]

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, BinaryIO
 
+from dispatch.diagnosis import diagnosis
 from dispatch.errors import PenstockError
 from dispatch.messages import InferenceRequest, InputKind
 from dispatch.pricing import cost_tokens, prompt_tokens
@@ -44,7 +45,6 @@ from worker.engines.frames import (
     read_to_parent,
     settings_document,
 )
-from worker.engines.last_words import diagnosis
 from worker.engines.oom_kills import OomWatch
 
 _CLOSE_S = 10.0

@@ -1,7 +1,7 @@
-"""What an engine's last lines say of its end, in words that we know beforehand. Pure.
+"""What the last lines of an engine or a worker say of its end, in words that we know beforehand. Pure.
 
-The evidence of a death reaches every request that was beside it, so a line is never quoted: a library may print what it
-works on. Of a line only what is one of these diagnoses is taken. Never here: reading lines (process.py).
+The evidence of a death reaches every request that was beside it, and whoever looks at a pool over HTTP, so a line is never
+quoted: a library may print what it works on. Of a line only what is one of these diagnoses is taken. Never here: reading lines.
 """
 
 import re

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.engines.last_words import diagnosis
+from dispatch.diagnosis import diagnosis
 
 
 @pytest.mark.parametrize(
