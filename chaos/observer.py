@@ -130,9 +130,19 @@ class Observer:
             "lines": {name: length for name, length in lines.items() if length},
             "held": {b.id: [i.decode() for i in await redis.hkeys(keys.held(b.id))] for b in beats},
             "working": {b.id: b.held for b in beats if b.held},
-            "leaks": [key for key in await leaking_keys(redis) if not (self._scene.scaled and _RQ.fullmatch(key))],
+            "leaks": await self._leaks(redis),
             "stats": {m: _text(await redis.hgetall(keys.stats(m))) for m in models},
         }
+
+    async def _leaks(self, redis: Any) -> list[str]:
+        leaks = await leaking_keys(redis)
+        if not self._scene.scaled:
+            return leaks
+        begun: set[str] = set()
+        async for registry in redis.scan_iter("rq:wip:*"):
+            begun |= {f"rq:job:{entry.decode().partition(':')[0]}" for entry in await redis.zrange(registry, 0, -1)}
+        # RQ takes the TTL off a job that has begun, and gives it one again: when it is over, or else by its maintenance.
+        return [key for key in leaks if key not in begun and not _RQ.fullmatch(key)]
 
     async def _sample(self) -> None:
         redis, keys = await self._scene.redis(), self._scene.keys

@@ -66,7 +66,8 @@ class Scaled:
             await house.autoscaler(f"autoscaler-{n}", {**common, **scaling})
         agents = {}
         for n in range(HOSTS):
-            host = agents[f"agent-{n}"] = f"host-{n}"
+            # An agent takes over whatever runs under its host's name: another run on this machine must have other names.
+            host = agents[f"agent-{n}"] = f"host-{n}-{mark[:6]}"
             own = {
                 "PENSTOCK_AGENT__HOST": host,
                 "PENSTOCK_AGENT__POLL_S": "2",

@@ -12,6 +12,7 @@ from chaos.invariants.base import Found, Violation
 
 _START_MS = 30_000
 """How long a process may look for Redis before it says that there is none."""
+_STOPS = ("stop-worker", "stop-fleet", "stop-gateway", "stop-leader", "stop-agent", "stop-host")
 _LOOK_MS = 1_000
 """How late the harness sees new orders."""
 _LAST_WORD_MS = 5_000
@@ -34,8 +35,8 @@ def _has_a_reason(e: Evidence, end: Event, start: float) -> bool:
     if e.dropped.get(role, float("inf")) <= t + _LOOK_MS:
         return True
     ready = [s["t"] for s in e.history.of("sample") if s.get("pid") == end["pid"] and s["state"] == "ready"]
-    # It met no Redis at its start, and said so.
-    away = (*e.overlapping(start, t, ON_THE_SERVER), *e.overlapping(start, t, ON_THE_WIRE, role))
+    # It met no Redis at its start, or was stopped while it looked for it, and said so.
+    away = (*e.overlapping(start, t, ON_THE_SERVER), *e.overlapping(start, t, (*ON_THE_WIRE, *_STOPS), role))
     if not ready and t - start <= _START_MS and away:
         return True
     # Its engine was killed while it started: what cannot start once is not tried again.

@@ -421,11 +421,12 @@ def test_a_dead_incarnation_may_be_charged_late(killed: str, found: int) -> None
 def test_a_process_may_end_for_its_reasons() -> None:
     start, end = {**START, "pid": 8}, {**EXIT, "pid": 8, "t": T0 - 8_000, "told": False}
     no_redis = _with(start, _fault("kill-server", "server", T0 - 8_500), end)
+    stopped = _with(start, _fault("stop-worker", "sim-0", T0 - 8_500), end)
     no_engine = _with(start, _fault("kill-engine", "sim-0", T0 - 8_500), end)
     engines = [_fault("kill-engine", "sim-0", T0 + 1_000 * n) for n in range(5)]
     worn_out = _with(*engines, {**EXIT, "t": T0 + 6_000, "told": False})
     crashed = [*_with_prompt("crash", worker="w-0", fault="sim-1"), {**EXIT, "t": T0 + 300, "code": -11, "told": False}]
-    for history in (no_redis, no_engine, worn_out, crashed):
+    for history in (no_redis, stopped, no_engine, worn_out, crashed):
         assert list(BY_NAME["j2_processes_stay"](Evidence(History(history)))) == []
 
 
