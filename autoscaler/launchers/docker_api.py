@@ -9,13 +9,12 @@ from typing import Any
 
 import httpx2
 
+from autoscaler.launchers.http_api import MAX_LOG_BYTES, TIMEOUT_S, HttpApi, last_lines
 from dispatch.errors import PenstockError
 
 _KNOWN = (1, 41)
 _LEAST = (1, 40)
 """The first with DeviceRequests."""
-_TIMEOUT_S = 20.0
-_MAX_LOG_BYTES = 64 * 1024
 _FRAME_HEADER_BYTES = 8
 _CONFLICT, _GONE, _AS_IT_IS = 409, 404, 304
 
@@ -24,14 +23,13 @@ class DockerApi:
     """One engine. Every call raises PenstockError("launcher_failed") when it cannot be reached or refuses."""
 
     def __init__(self, host: str) -> None:
-        self._host = host
         scheme, _, rest = host.partition("://")
         if scheme == "unix":
             transport = httpx2.AsyncHTTPTransport(uds=rest)
-            self._client = httpx2.AsyncClient(transport=transport, base_url="http://docker", timeout=_TIMEOUT_S)
+            client = httpx2.AsyncClient(transport=transport, base_url="http://docker", timeout=TIMEOUT_S)
         elif scheme in ("http", "https", "tcp"):
             base = host.replace("tcp://", "http://", 1)
-            self._client = httpx2.AsyncClient(base_url=base, timeout=_TIMEOUT_S, trust_env=False)
+            client = httpx2.AsyncClient(base_url=base, timeout=TIMEOUT_S, trust_env=False)
         else:
             raise PenstockError(
                 "bad_setting",
@@ -39,6 +37,8 @@ class DockerApi:
                 hint="autoscaler.docker_host is unix:///path, http://host:port or https://host:port.",
                 param="autoscaler.docker_host",
             )
+        hint = "Look whether the engine runs (`docker info`) and this process may use it; autoscaler.docker_host names it."
+        self._api = HttpApi(client, f"The Docker engine at {host}", hint, lost=self._lose)
         self._version = ""
         self.name = ""
 
@@ -78,30 +78,32 @@ class DockerApi:
         params = {"stdout": "true", "stderr": "true", "tail": str(lines)}
         raw = bytearray()
         try:
-            async with self._client.stream("GET", f"{self._version}/containers/{container}/logs", params=params) as response:
+            async with self._api.client.stream("GET", f"{self._version}/containers/{container}/logs", params=params) as response:
                 if response.is_error:
                     return ()
                 async for piece in response.aiter_bytes():
                     raw += piece
-                    if len(raw) > _MAX_LOG_BYTES:
+                    if len(raw) > MAX_LOG_BYTES:
                         break
         except httpx2.HTTPError:
             return ()
-        text = frames(bytes(raw)).decode("utf-8", "replace")
-        return tuple(line.strip()[:500] for line in text.splitlines() if line.strip())[-lines:]
+        return last_lines(frames(bytes(raw)).decode("utf-8", "replace"), lines)
 
     async def close(self) -> None:
         """Let go of the connections."""
-        await self._client.aclose()
+        await self._api.client.aclose()
+
+    def _lose(self) -> None:
+        self._version = ""  # whoever answers next may be another release
 
     async def _negotiate(self) -> None:
         if self._version:
             return
-        told = (await self._send("GET", "/version")).json()
+        told = (await self._api.send("GET", "/version")).json()
         most, least = _version(told.get("ApiVersion", "1.0")), _version(told.get("MinAPIVersion", "1.0"))
         if most < _LEAST:
-            raise self._fault(f"speaks API {told.get('ApiVersion')}; GPUs can be reserved from {_dotted(_LEAST)} on")
-        self.name = str((await self._send("GET", "/info")).json().get("Name", ""))
+            raise self._api.fault(f"speaks API {told.get('ApiVersion')}; GPUs can be reserved from {_dotted(_LEAST)} on")
+        self.name = str((await self._api.send("GET", "/info")).json().get("Name", ""))
         self._version = "/v" + _dotted(max(least, min(most, _KNOWN)))
 
     async def _ask(
@@ -114,29 +116,7 @@ class DockerApi:
         also: Sequence[int] = (),
     ) -> httpx2.Response:
         await self._negotiate()
-        return await self._send(method, self._version + path, params=params, body=body, also=also)
-
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
-        also: Sequence[int] = (),
-    ) -> httpx2.Response:
-        try:
-            response = await self._client.request(method, path, params=params, json=body)
-        except httpx2.HTTPError as error:
-            self._version = ""  # whoever answers next may be another release
-            raise self._fault(f"does not answer: {error or type(error).__name__}") from error
-        if response.is_error and response.status_code not in also:
-            raise self._fault(f"refused {method} {path}: {response.status_code} {_message(response)}")
-        return response
-
-    def _fault(self, what: str) -> PenstockError:
-        hint = "Look whether the engine runs (`docker info`) and this process may use it; autoscaler.docker_host names it."
-        return PenstockError("launcher_failed", f"The Docker engine at {self._host} {what}.", hint=hint)
+        return await self._api.send(method, self._version + path, params=params, body=body, also=also)
 
 
 def frames(raw: bytes) -> bytes:
@@ -147,13 +127,6 @@ def frames(raw: bytes) -> bytes:
         at = begin + int.from_bytes(raw[begin - 4 : begin], "big")
         found += raw[begin:at]
     return bytes(found)
-
-
-def _message(response: httpx2.Response) -> str:
-    try:
-        return str(response.json()["message"])[:500]
-    except (ValueError, KeyError, TypeError):
-        return response.text[:200]
 
 
 def _version(text: str) -> tuple[int, int]:

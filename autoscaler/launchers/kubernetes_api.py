@@ -11,14 +11,13 @@ from typing import Any
 
 import httpx2
 
+from autoscaler.launchers.http_api import MAX_LOG_BYTES, TIMEOUT_S, HttpApi, last_lines
 from dispatch.errors import PenstockError
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_TIMEOUT_S = 20.0
 _PAGE = "500"
 _MERGE = "application/merge-patch+json"
 _CONFLICT, _GONE = 409, 404
-_MAX_LOG_BYTES = 65_536
 
 
 class KubernetesApi:
@@ -36,12 +35,13 @@ class KubernetesApi:
                 hint="Run the autoscaler in the cluster, or start `kubectl proxy` and set autoscaler.kubernetes_url to it.",
                 param="autoscaler.kubernetes_url",
             )
-        self._url = url
         self._token = account / "token"
         verify: ssl.SSLContext | bool = True
         if url.startswith("https://") and (account / "ca.crt").is_file():
             verify = ssl.create_default_context(cafile=str(account / "ca.crt"))
-        self._client = httpx2.AsyncClient(base_url=url, timeout=_TIMEOUT_S, verify=verify, trust_env=False)
+        client = httpx2.AsyncClient(base_url=url, timeout=TIMEOUT_S, verify=verify, trust_env=False)
+        hint = "docs/launchers.md has the Role that the autoscaler's service account needs."
+        self._api = HttpApi(client, f"The Kubernetes API at {url}", hint)
 
     async def deployment(self, namespace: str, name: str) -> dict[str, Any]:
         """A Deployment, whole."""
@@ -82,16 +82,16 @@ class KubernetesApi:
 
     async def last_words(self, namespace: str, name: str, lines: int) -> tuple[str, ...]:
         """The last lines its container wrote before it last ended; none if they may not be read."""
-        params = {"previous": "true", "tailLines": str(lines), "limitBytes": str(_MAX_LOG_BYTES)}
+        params = {"previous": "true", "tailLines": str(lines), "limitBytes": str(MAX_LOG_BYTES)}
         try:
             told = await self._send("GET", f"/api/v1/namespaces/{namespace}/pods/{name}/log", params=params)
         except PenstockError:
             return ()
-        return tuple(line.strip()[:500] for line in told.text.splitlines() if line.strip())[-lines:]
+        return last_lines(told.text, lines)
 
     async def close(self) -> None:
         """Let go of the connections."""
-        await self._client.aclose()
+        await self._api.client.aclose()
 
     async def _send(
         self,
@@ -108,25 +108,8 @@ class KubernetesApi:
             headers["Authorization"] = f"Bearer {self._token.read_text().strip()}"
         if body is not None:
             headers["Content-Type"] = _MERGE
-        try:
-            response = await self._client.request(method, path, params=params, json=body, headers=headers)
-        except httpx2.HTTPError as error:
-            raise self._fault(f"does not answer: {error or type(error).__name__}") from error
-        if response.is_error and response.status_code not in also:
-            raise self._fault(f"refused {method} {path}: {response.status_code} {_message(response)}")
-        return response
-
-    def _fault(self, what: str) -> PenstockError:
-        hint = "docs/launchers.md has the Role that the autoscaler's service account needs."
-        return PenstockError("launcher_failed", f"The Kubernetes API at {self._url} {what}.", hint=hint)
+        return await self._api.send(method, path, params=params, body=body, headers=headers, also=also)
 
 
 def _deployment(namespace: str, name: str) -> str:
     return f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}"
-
-
-def _message(response: httpx2.Response) -> str:
-    try:
-        return str(response.json()["message"])[:500]
-    except (ValueError, KeyError, TypeError):
-        return response.text[:200]

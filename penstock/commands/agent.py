@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from penstock.commands.start import _role_settings
+from penstock.commands.start import role_settings
 from penstock.parsing import add_setting, add_shared_settings, add_verb
 
 
@@ -30,7 +30,7 @@ def add_agent(group: Any) -> None:
 
 def run_agent(args: argparse.Namespace) -> int:
     """Until SIGTERM or Ctrl-C; its workers go on."""
-    settings = _role_settings(args, "agent")
+    settings = role_settings(args, "agent")
     from autoscaler.agent.serve import run
 
     return run(settings, stop_workers=args.stop_workers)

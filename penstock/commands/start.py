@@ -130,7 +130,7 @@ def run_up(args: argparse.Namespace) -> int:
 
 def run_gateway(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
-    settings = _role_settings(args, "gateway")
+    settings = role_settings(args, "gateway")
     from gateway.serve import serve
 
     return int(serve(settings) or OK)
@@ -138,7 +138,7 @@ def run_gateway(args: argparse.Namespace) -> int:
 
 def run_worker(args: argparse.Namespace) -> int:
     """Work until SIGTERM or Ctrl-C."""
-    settings = _role_settings(args, "worker")
+    settings = role_settings(args, "worker")
     from worker.serve import run
 
     return int(run(settings) or OK)
@@ -146,13 +146,14 @@ def run_worker(args: argparse.Namespace) -> int:
 
 def run_autoscaler(args: argparse.Namespace) -> int:
     """Scale until SIGTERM or Ctrl-C."""
-    settings = _role_settings(args, "autoscaler")
+    settings = role_settings(args, "autoscaler")
     from autoscaler.daemon import serve
 
     return int(serve(settings) or OK)
 
 
-def _role_settings(args: argparse.Namespace, service: str) -> "Settings":
+def role_settings(args: argparse.Namespace, service: str) -> "Settings":
+    """A role's settings from flags and all around it, once it logs, dies with its parent and Redis answers."""
     from dispatch.processes import die_with_parent
 
     # Nothing may outlive a killed `up`, a drain of half a minute included.

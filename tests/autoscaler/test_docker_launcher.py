@@ -63,7 +63,7 @@ def settings(address: str, image: str = "obedient", gpus: str = "none", **more: 
             "autoscaler": autoscaler | more,
             "worker": worker,
             "api_keys": ["client-key"],
-            "agent": {"secret": "bell-secret"},
+            "agent": {"secret": "the-bells-own-secret"},
         }
     )
 
@@ -138,7 +138,7 @@ async def test_containers_are_started_once_adopted_and_ended(launcher: Callable[
     assert (variables["PENSTOCK_WORKER__LAUNCH"], variables["PENSTOCK_WORKER__POOL"]) == (name, "p")
     assert (variables["PENSTOCK_WORKER__ENGINE"], variables["PENSTOCK_REDIS__URL"]) == ("sim", REDIS_URL)
     assert (variables["PENSTOCK_WORKER__UPSTREAM_API_KEY"], variables["HF_TOKEN"]) == ("upstream-key", "hub-token")
-    assert "client-key" not in str(variables) and "bell-secret" not in str(variables)
+    assert "client-key" not in str(variables) and "the-bells-own-secret" not in str(variables)
     assert details["HostConfig"]["RestartPolicy"]["Name"] == "no"
     assert details["HostConfig"]["NetworkMode"] == "none"
     assert details["HostConfig"]["Mounts"][0]["Target"] == "/home/penstock/.cache/huggingface"
