@@ -14,7 +14,7 @@ from typing import Any
 
 from autoscaler.launchers.base import Exit, Restarts
 from autoscaler.launchers.children import LocalProcesses
-from dispatch.configuration import OF_THE_MACHINE, as_environment, variable
+from dispatch.configuration import as_environment, variable, without_settings
 from dispatch.scaling import Launch, LaunchReport, LaunchState, Orders
 from dispatch.settings import Settings
 from dispatch.tasks import cancelled
@@ -193,8 +193,7 @@ def worker_environment(environment: Mapping[str, str], settings: Settings, launc
 
 def role_environment(environment: Mapping[str, str], settings: Settings) -> dict[str, str]:
     """An environment in which a role loads exactly these settings, whatever was set around it."""
-    kept = {name: value for name, value in environment.items() if not name.startswith("PENSTOCK_") or name in OF_THE_MACHINE}
-    return {**kept, **as_environment(settings)}
+    return {**without_settings(environment), **as_environment(settings)}
 
 
 def _now_ms() -> int:
