@@ -117,9 +117,12 @@ def test_the_agents_workers_drain_before_its_container_ends(services: dict[str, 
     )
     fake.chmod(0o755)
     (command,) = services["agent"]["command"]
-    process = subprocess.Popen(
-        [*services["agent"]["entrypoint"], command.replace("$$", "$")], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    )
+    around = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    run = [*services["agent"]["entrypoint"], command.replace("$$", "$")]
+    nameless = subprocess.run(run, env={**around, "PENSTOCK_AGENT__HOST": ""}, capture_output=True, text=True, timeout=10)
+    assert nameless.returncode == 2, "two hosts with one name would both run every launch"
+    assert "AGENT_HOST" in nameless.stderr
+    process = subprocess.Popen(run, env={**around, "PENSTOCK_AGENT__HOST": "gpu-1"})
     give_up_at = time.monotonic() + 10
     while not calls.exists() or calls.read_text() != "agent\n":
         assert time.monotonic() < give_up_at
