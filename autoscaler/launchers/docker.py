@@ -3,6 +3,7 @@
 Never here: the engine's API (docker_api.py), how many workers there should be.
 """
 
+import json
 import logging
 import os
 import time
@@ -20,7 +21,9 @@ from dispatch.errors import PenstockError
 from dispatch.scaling import Launch, LaunchReport, LaunchState, Orders
 from dispatch.settings import Settings
 
-_GROUP, _POOL, _LAUNCH, _EPOCH, _GPUS = (f"penstock.{word}" for word in ("group", "pool", "launch", "epoch", "gpus"))
+_GROUP, _POOL, _LAUNCH, _EPOCH, _GPUS, _WORKER, _NEED = (
+    f"penstock.{word}" for word in ("group", "pool", "launch", "epoch", "gpus", "worker", "need-bytes")
+)
 _LAST_LINES = 10
 _AGAIN_S = 10.0
 """How long a container that could not be made is left alone."""
@@ -138,10 +141,10 @@ class DockerLauncher:
 
     def _report(self, launch: str, container: Mapping[str, Any]) -> LaunchReport:
         life = self._lives.get(launch, _Life())
-        ordered = (self._wanted or {}).get(launch)
+        labels = container["Labels"]
         return LaunchReport(
             id=launch,
-            pool=container["Labels"].get(_POOL, ""),
+            pool=labels.get(_POOL, ""),
             state=self._state(launch, container["State"], life),
             host=self._api.name,
             pid=life.pid,
@@ -149,8 +152,8 @@ class DockerLauncher:
             exits=life.exits,
             error=life.error,
             last_words=life.last_words,
-            worker=ordered.worker if ordered else {},
-            need_bytes=ordered.need_bytes if ordered else 0,
+            worker=json.loads(labels.get(_WORKER, "{}")),
+            need_bytes=int(labels.get(_NEED, 0)),
         )
 
     def _state(self, launch: str, state: str, life: _Life) -> LaunchState:
@@ -240,7 +243,15 @@ class DockerLauncher:
         return {
             "Image": self._settings.autoscaler.image,
             "Env": [f"{name}={value}" for name, value in variables.items()],
-            "Labels": {_GROUP: self._group, _POOL: launch.pool, _LAUNCH: launch.id, _EPOCH: str(epoch), _GPUS: gpus},
+            "Labels": {
+                _GROUP: self._group,
+                _POOL: launch.pool,
+                _LAUNCH: launch.id,
+                _EPOCH: str(epoch),
+                _GPUS: gpus,
+                _WORKER: json.dumps(dict(launch.worker)),
+                _NEED: str(launch.need_bytes),
+            },
             "StopTimeout": int(self._grace_s),
             "HostConfig": host,
         }

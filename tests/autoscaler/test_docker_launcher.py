@@ -123,6 +123,7 @@ async def test_containers_are_started_once_adopted_and_ended(launcher: Callable[
     assert len(ids) == 2
 
     second = launcher()  # the autoscaler was restarted, and leads anew
+    assert {report.worker["engine"] for report in (await second.reports()).values()} == {"sim"}, "known without any orders"
     await second.apply(orders("a", "b", epoch=2, engine="sim"))
     assert {c["Id"] for c in await api.containers({"penstock.group": "main"})} == ids
     assert (await second.reports()).keys() == {"a", "b"}
