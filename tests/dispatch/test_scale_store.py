@@ -178,3 +178,18 @@ async def test_one_entry_that_cannot_be_read_hides_no_other(store: ScaleStore, r
     await store.override("p", PoolOverride(max=3))
     assert [d.to_workers async for _, d in store.decisions("p")] == [1]
     assert await store.overrides() == {"p": PoolOverride(max=3)}
+
+
+async def test_one_agent_has_a_hosts_name(store: ScaleStore, redis: Redis) -> None:
+    assert await store.announce(HostReport("a", "first", 5), 60_000) == ""
+    assert await store.announce(HostReport("a", "second", 6), 60_000) == "first"
+    assert [h.agent for h in await store.hosts()] == ["first"]
+    await store.withdraw("a", "second")
+    assert await store.host_agent("a") == "first", "only its own report"
+    tries = [store.announce(HostReport("b", f"agent-{n}", 5), 60_000) for n in range(8)]
+    assert sorted(await asyncio.gather(*tries)).count("") == 1, "of many at once one has it"
+    await store.withdraw("a", "first")
+    assert await store.announce(HostReport("a", "second", 7), 60_000) == ""
+    await redis.set("{scale}:host:a", b"nonsense")
+    assert await store.announce(HostReport("a", "second", 8), 60_000) == "", "what cannot be read is written over"
+    assert [h.host for h in await store.hosts()] == ["a", "b"]
