@@ -1,7 +1,7 @@
 """Request to result of no-op work: the raw floor, Penstock directly and by HTTP, and the peers, in one run.
 
-`python -m bench.dispatch [--quick] [--only NAMES] [--rounds 3] [--seconds 2] [--gateways 1,2]`: closed loop, 1, 64 and 512 in
-flight. Contestants take turns, each on a fresh server; medians over the rounds. `--quick`: one round, 1 and 64 in flight, no
+`python -m bench.dispatch [--quick] [--only NAMES] [--rounds 3] [--seconds 2] [--gateways 1,2]
+[--in-flight 1,64,512]`: a closed loop. Contestants take turns, each on a fresh server; medians over the rounds. `--quick`: one round, 1 and 64 in flight, no
 file. Installs the peers into environments of their own under bench/peers. Writes bench/results/dispatch.md.
 """
 
@@ -46,18 +46,23 @@ def _measure(args: argparse.Namespace) -> Measured:
     chosen = {n: m for n, m in _contestants(args.gateways).items() if not args.only or any(o in n for o in args.only)}
     for number in range(args.rounds):
         for name, make in chosen.items():
-            with c.stand(args.server) as s:
-                client = make(s)
-                for in_flight in args.in_flight:
-                    before = s.cpu_s()
-                    figures = client.measure(in_flight, args.seconds)
-                    done = figures["rate"] * args.seconds * 1.2  # the warm-up's, too
-                    used = [(a - b) * 1e6 / done if done else 0.0 for a, b in zip(s.cpu_s(), before, strict=True)]
-                    figures |= {"redis_us": used[0], "roles_us": sum(used[1:-1]), "client_us": used[-1]}
-                    measured.setdefault((name, in_flight), []).append(figures)
-                    told = f"round {number + 1}: {name}, {in_flight} in flight: {figures['rate']:.0f}/s"
-                    print(told, file=sys.stderr, flush=True)
+            try:
+                with c.stand(args.server) as s:
+                    _round(name, make(s), s, args, measured)
+            except RuntimeError as error:
+                print(f"round {number + 1}: {name} failed: {error}", file=sys.stderr, flush=True)
     return measured
+
+
+def _round(name: str, client: c.Client, s: c.Stand, args: argparse.Namespace, measured: Measured) -> None:
+    for in_flight in args.in_flight:
+        before = s.cpu_s()
+        figures = client.measure(in_flight, args.seconds)
+        done = figures["rate"] * args.seconds * 1.2  # the warm-up's, too
+        used = [(a - b) * 1e6 / done if done else 0.0 for a, b in zip(s.cpu_s(), before, strict=True)]
+        figures |= {"redis_us": used[0], "roles_us": sum(used[1:-1]), "client_us": used[-1]}
+        measured.setdefault((name, in_flight), []).append(figures)
+        print(f"{name}, {in_flight} in flight: {figures['rate']:.0f}/s", file=sys.stderr, flush=True)
 
 
 def _table(measured: Measured, names: list[str], in_flight: list[int], beside: str) -> list[str]:
@@ -107,8 +112,6 @@ def _ratios(measured: Measured, gateways: list[int]) -> list[str]:
 
 
 def _machine(server: str) -> str:
-    said = subprocess.run([binaries()[server], "--version"], capture_output=True, text=True, check=True).stdout.split()
-    product = f"{said[0]} {next(word[2:] for word in said if word.startswith('v='))}"
     ours = ", ".join(f"{p} {version(p)}" for p in ("redis", "hiredis", "uvloop", "fastapi", "uvicorn"))
     peers = []
     for name in ("rq", "arq"):
@@ -117,7 +120,7 @@ def _machine(server: str) -> str:
         frozen = subprocess.run(pip, capture_output=True, text=True, check=True).stdout.split()
         peers.append(", ".join(line.replace("==", " ") for line in frozen if line.partition("==")[0] in wanted))
     return (
-        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {product}; {ours}; "
+        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {c.product(server)}; {ours}; "
         f"peers: {'; arq beside: '.join(peers)}. Load of the machine at the start: {os.getloadavg()[0]:.1f}."
     )
 
@@ -131,8 +134,8 @@ def main() -> None:
     parser.add_argument("--only", type=lambda text: text.split(","), default=[])
     parser.add_argument("--gateways", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2])
     parser.add_argument("--server", default="redis" if "redis" in binaries() else "valkey")
+    parser.add_argument("--in-flight", type=lambda text: [int(n) for n in text.split(",")], default=list(_IN_FLIGHT))
     args = parser.parse_args()
-    args.in_flight = list(_IN_FLIGHT)
     if args.quick:
         args.rounds, args.seconds, args.in_flight, args.gateways = 1, _QUICK_S, [1, 64], [1]
     c.install_peers()

@@ -139,6 +139,12 @@ class Client:
         return line
 
 
+def product(server: str) -> str:
+    """The server's name and version."""
+    said = subprocess.run([binaries()[server], "--version"], capture_output=True, text=True, check=True).stdout.split()
+    return f"{said[0]} {next(word[2:] for word in said if word.startswith('v='))}"
+
+
 @contextlib.contextmanager
 def stand(server: str) -> Iterator[Stand]:
     """An empty stand with a server on a port of its own."""

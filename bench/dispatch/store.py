@@ -1,14 +1,20 @@
 """What requests cost the server: CPU with 30 chunks, memory of a waiting one, and how costs grow with the backlog.
 
 `python -m bench.dispatch.store [--server redis] [--chunks 30] [--waiting 1000,100000]`. CPU is of the server's process (INFO
-cpu), memory by INFO memory. The scripts are called as workers and gateways call them; no engine, no HTTP.
+cpu), memory by INFO memory. The scripts are called as workers and gateways call them; no engine, no HTTP. Writes
+bench/results/store.md.
 """
 
 import argparse
 import asyncio
+import os
 import statistics
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+from bench.dispatch.contestants import product
 from dispatch import messages as m
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
@@ -20,6 +26,7 @@ _CHUNK = b'{"text":" and on","tokens":[5,6]}'
 _DETAIL = b'{"finish_reason":"stop","usage":{"prompt_tokens":100,"completion_tokens":60,"total_tokens":160}}'
 _ROUNDS = 15
 _AT_ONCE = 64
+_RESULTS = Path(__file__).parents[1] / "results" / "store.md"
 
 
 class Bench:
@@ -100,12 +107,13 @@ class Bench:
             await asyncio.gather(*(self._queue.enqueue(self._new()) for _ in range(min(500, count - start))))
 
 
-async def _measure(url: str, args: argparse.Namespace) -> None:
+async def _measure(url: str, args: argparse.Namespace) -> AsyncIterator[str]:
     bench = Bench(url)
     for at_once in (1, _AT_ONCE):
-        print(f"{args.chunks} chunks, {at_once} at once: {await bench.with_chunks(args.chunks, at_once):.0f} us of CPU a request")
+        cpu_us = await bench.with_chunks(args.chunks, at_once)
+        yield f"{args.chunks} chunks, {at_once} at once: {cpu_us:.0f} us of CPU a request"
     each, its_input = await bench.memory_of_a_waiting(5_000)
-    print(f"a waiting request: {each:.0f} bytes, {its_input:.0f} of them its input's key: {each - its_input:.0f} beyond it")
+    yield f"a waiting request: {each:.0f} bytes, {its_input:.0f} of them its input's key: {each - its_input:.0f} beyond it"
     base: tuple[float, ...] = ()
     for waiting in args.waiting:
         found = await bench.growth(waiting)
@@ -113,8 +121,20 @@ async def _measure(url: str, args: argparse.Namespace) -> None:
         told = (
             f"{what} {us:.0f} us ({us / b:.2f} x)" for what, us, b in zip(("enqueue", "pull", "finish"), found, base, strict=True)
         )
-        print(f"{waiting} waiting: {', '.join(told)}")
+        yield f"{waiting} waiting: {', '.join(told)}"
     await bench.close()
+
+
+async def _write(url: str, args: argparse.Namespace) -> None:
+    lines = []
+    async for line in _measure(url, args):
+        print(line, flush=True)
+        lines.append(f"- {line}")
+    command = " ".join(["python -m bench.dispatch.store", *sys.argv[1:]])
+    told = (
+        f"{os.cpu_count()} cores, {product(args.server)}, medians of {_ROUNDS} rounds; load at the end {os.getloadavg()[0]:.1f}."
+    )
+    _RESULTS.write_text("\n".join(["# Cost and growth in the server", "", f"`{command}`: {told}", "", *lines]) + "\n")
 
 
 def main() -> None:
@@ -125,7 +145,7 @@ def main() -> None:
     parser.add_argument("--waiting", type=lambda text: [int(n) for n in text.split(",")], default=[1_000, 100_000])
     args = parser.parse_args()
     with running(args.server) as server:
-        asyncio.run(_measure(server.url, args))
+        asyncio.run(_write(server.url, args))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def work() -> None:
     SimpleWorker(["bench"], connection=Redis.from_url(URL)).work(logging_level="WARNING")
 
 
-_connection = Redis.from_url(URL)
+_connection = Redis.from_url(URL, max_connections=2_000)
 _queue = Queue("bench", connection=_connection)
 _threads = ThreadPoolExecutor(512)
 
