@@ -19,7 +19,11 @@ local r = {id = id, attempt = tonumber(attempt), seq = last, chain = f[5], reade
 log(r, 'chunk', data)
 local first = f[7] or now
 if (tonumber(f[9]) or 0) == 0 then
-  redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', first)
+  if f[7] then
+    redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain)
+  else
+    redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', first)
+  end
 else
   -- Its first output: the prompt is done, and the worker stands before those that still have to prefill theirs.
   redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', first, 'prefilling', 0)
