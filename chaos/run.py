@@ -207,8 +207,11 @@ async def _storm(
         await scaled.until_reached(config.settle_s)
     await observer.until_idle(10)
     await observer.until_probed(15)
-    for task in background:
-        task.cancel()
+    while any(not task.done() for task in background):
+        # Once is not always enough: a cancel that meets a reply is lost on the way out of the client.
+        for task in background:
+            task.cancel()
+        await asyncio.wait(background, timeout=1)
     for task, result in zip(background, await asyncio.gather(*background, return_exceptions=True), strict=True):
         if isinstance(result, Exception):
             raise RuntimeError(f"{task.get_coro()} ended before the run did") from result
