@@ -19,6 +19,8 @@ _TTFT_WITHIN_MS = 60_000
 _SHARE_EVERY_MS = 10_000
 _P90, _P95 = 0.9, 0.95
 
+WEIGHT_BATCH = 32
+"""So many sequences a weight (tokens/s) is for."""
 _SILENT_S = 20.0
 """A worker whose process runs may be silent for so long, and counts as before. Only ticks that reached Redis count."""
 
@@ -84,7 +86,7 @@ async def observe(
     stats = await demand.stats(orders.model)
     waiting, waiting_tokens = await demand.backlog(orders.model)
     workers = seen_workers(orders, around, reports, learned.known, others)
-    speeds = [(b.weight, b.prefill_weight) for b in around.beats if _works(b, orders.model)]
+    speeds = [(_decode_tokens_per_s(b), b.prefill_weight) for b in around.beats if _works(b, orders.model)]
     if speeds:
         if around.now_ms - learned.share_at_ms >= _SHARE_EVERY_MS:
             learned.prompt_share, learned.share_at_ms = await demand.prompt_share(orders.model), around.now_ms
@@ -133,6 +135,11 @@ def seen_workers(
     strangers = [b for b in around.beats if b.model == orders.model and b.launch not in ordered and b.launch not in others]
     foreign = [_foreign(beat, around) for beat in strangers]
     return tuple(found + [worker for worker in foreign if worker is not None])
+
+
+def _decode_tokens_per_s(beat: Heartbeat) -> float:
+    """A weight is for a batch of 32; decoding waits for memory, so a smaller batch makes that much less."""
+    return beat.weight * min(1.0, beat.slots / WEIGHT_BATCH)
 
 
 def _works(beat: Heartbeat, model: str) -> bool:

@@ -393,3 +393,12 @@ async def test_a_paused_pool_lets_who_drains_go_on(stage: Stage) -> None:
     await stage.go(one, 3)
     assert await stage.fleet.drains() == {}
     assert len(stage.hands.running) == 2
+
+
+async def test_a_worker_with_few_slots_is_not_taken_for_a_fast_one(stage: Stage) -> None:
+    """Its weight is for 32 sequences, and it takes 4."""
+    stage.policy = PoolPolicy(min=1, max=2)
+    one = stage.autoscaler()
+    await stage.until(one, lambda: bool(stage.hands.running))
+    await stage.go(one, 8)
+    assert (await stage.store.statuses())["p"].tokens_per_s_each == 100.0 * 4 / 32
