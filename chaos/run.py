@@ -208,7 +208,7 @@ async def _storm(
     await observer.until_idle(10)
     await observer.until_probed(15)
     while any(not task.done() for task in background):
-        # Once is not always enough: a cancel that meets a reply is lost on the way out of the client.
+        # Once was not always enough: on a busy machine one of them went on.
         for task in background:
             task.cancel()
         await asyncio.wait(background, timeout=1)
