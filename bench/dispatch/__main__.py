@@ -1,8 +1,8 @@
 """Request to result of no-op work: the raw floor, Penstock directly and by HTTP, and the peers, in one run.
 
-`python -m bench.dispatch [--quick] [--only NAMES] [--rounds 3] [--seconds 2] [--gateways 1,2]
-[--in-flight 1,64,512]`: a closed loop. Contestants take turns, each on a fresh server; medians over the rounds. `--quick`: one round, 1 and 64 in flight, no
-file. Installs the peers into environments of their own under bench/peers. Writes bench/results/dispatch.md.
+`python -m bench.dispatch [--quick] [--only NAMES] [--rounds 3] [--seconds 2] [--gateways 1,2] [--in-flight 1,64,512]`: a closed
+loop. Contestants take turns, each on a fresh server; medians over the rounds. `--quick`: one round, 1 and 64 in flight, no file.
+Installs the peers into environments of their own under bench/peers. Writes bench/results/dispatch.md.
 """
 
 import argparse
