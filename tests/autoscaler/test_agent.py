@@ -34,7 +34,7 @@ from dispatch.tasks import cancelled
 from tests.autoscaler.agents import Leader, end_workers, launch, members_of, pids_of, until
 from tests.servers import binaries, running
 
-HOST = "gpu-a"
+HOST = f"gpu-a{os.getpid()}"  # tests of other processes may run beside these
 REFUSED = "refuse orders of an older epoch"
 KEPT = "keep what new orders do not name"
 SLEEP = ["/bin/sleep", "600"]

@@ -27,7 +27,7 @@ from tests.autoscaler.test_jobs import data_of
 from tests.servers import binaries, running
 from tests.worker.conftest import Client
 
-HOST = "gpu-p"
+HOST = f"gpu-p{os.getpid()}"  # tests of other processes may run beside these
 SECRET = "a secret of the bell"
 WEBHOOK_SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
