@@ -15,10 +15,11 @@ from contextlib import suppress
 
 import uvloop
 
+from autoscaler.applying import Hands
 from autoscaler.launchers.base import Launcher
 from autoscaler.launchers.registry import Launchers, build
 from autoscaler.pools import pools_of
-from autoscaler.reconcile import Hands, Reconciler
+from autoscaler.reconcile import Reconciler
 from dispatch.demand import Demand
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, is_unreachable

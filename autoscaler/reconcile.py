@@ -1,7 +1,8 @@
 """THE tick: lead or stand by; observe, decide, apply. What a leader decided is written before it is carried out, and only while
 it leads.
 
-Never here: what is decided (policy.py), which workers that means (arrange.py), how one is started (launchers).
+Never here: what is decided (policy.py), which workers that means (arrange.py), who is told (applying.py), how one is started
+(launchers).
 """
 
 import asyncio
@@ -11,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
+from autoscaler.applying import Applying, Hands
 from autoscaler.arrange import Arrangement, adopt, arrange
 from autoscaler.history import recalled
-from autoscaler.launchers.base import Assigns, DiesWithUs, Launcher
+from autoscaler.launchers.base import Assigns, DiesWithUs
 from autoscaler.observe import Around, Learned, look_around, observe
 from autoscaler.policy import Decision, History, Rule, decide
 from autoscaler.pools import Pool, share_of
@@ -67,14 +68,6 @@ class _Told:
         return self.pool.removed and not self.seen.blind and not self.arrangement.orders.launches
 
 
-class Hands(Protocol):
-    """The launchers."""
-
-    def __getitem__(self, name: LauncherName, /) -> Launcher:
-        """Raises PenstockError, or KeyError, where there is none."""
-        ...
-
-
 class Reconciler:
     """One of a group's autoscalers. `pools` are read anew each tick: overrides change. `launchers` by their names."""
 
@@ -99,16 +92,15 @@ class Reconciler:
         self._demand = demand
         self._fleet = fleet
         self._launchers = launchers
+        self._applying = Applying(group, store, fleet, launchers)
         self._pools = pools
         self._lease_ms = lease_ms
         self._keep = keep
         self._dry_run = dry_run
         self._orders: Orders | None = None
         self._memory: dict[str, _Memory] = {}
-        self._asked: set[str] = set()  # to drain, by us
         self._now_ms = 0
         self._rebuilding_until_ms = 0
-        self._complained: dict[str, str] = {}  # launcher -> what was said of it last
 
     @property
     def lease_s(self) -> float:
@@ -131,14 +123,14 @@ class Reconciler:
             await self._recall()
         told, around, left = await self._decide_all()
         orders = Orders(self._group, leadership.epoch, tuple(each.arrangement.orders for each in told if not each.is_over))
-        orders = await self._assigned(orders)
+        orders = await self._applying.assigned(orders)
         statuses = [self._status(each, leadership, around) for each in told]
         if not await self._store.order(leadership, self._group, orders, statuses, keep=self._keep):
             self._forget("its lease was over before it had decided")
             return []
         self._orders = orders
-        await self._ask_to_drain(told, around)
-        await self._apply(orders, leadership, left)
+        await self._applying.drains(orders, {name for each in told for name in each.reports}, around)
+        await self._applying.apply(orders, leadership, left.values())
         for each in told:
             await self._learn_starts(each)
             if each.is_over:
@@ -310,49 +302,7 @@ class Reconciler:
     def _entry(self, told: _Told, record: DecisionRecord) -> DecisionRecord | None:
         return self._memory[told.pool.name].telling.entry(record, tell=told.decision.tell)
 
-    # ---- apply
-
-    async def _assigned(self, orders: Orders) -> Orders:
-        for name in {pool.launcher for pool in orders.pools}:
-            launcher = self._launcher(name)
-            if isinstance(launcher, Assigns):
-                assigned = await launcher.assign(_part(orders, name))
-                new = {pool.pool: pool for pool in assigned.pools}
-                orders = replace(orders, pools=tuple(new.get(pool.pool, pool) for pool in orders.pools))
-        return orders
-
-    async def _ask_to_drain(self, told: list[_Told], around: Around) -> None:
-        """Those that retire are asked, again if Redis forgot; those kept are asked no more, nor those that are gone for good."""
-        retiring = {name for each in told for name in each.arrangement.orders.retiring}
-        ours = {launch.id for each in told for launch in each.arrangement.orders.launches}
-        there = ours.union({beat.launch for beat in around.beats}, *(each.reports for each in told))
-        kept = [name for name in around.drains if name in ours and name not in retiring]
-        gone = [name for name in self._asked if name not in there]
-        await self._fleet.take_back_drain(*kept, *gone)
-        await self._fleet.ask_to_drain(*(name for name in retiring if name not in around.drains), now_ms=around.now_ms)
-        self._asked = (self._asked | retiring) & there
-
-    async def _apply(self, orders: Orders, leadership: Leadership, left: Mapping[str, PoolOrders]) -> None:
-        """To each launcher its part; also to those whose last pool is over."""
-        names = {pool.launcher for pool in (*orders.pools, *left.values()) if pool.launcher}
-        for name in sorted(names):
-            launcher = self._launcher(name)
-            now = await self._store.leader(self._group)
-            if launcher is None or not now.leads or (now.leader, now.epoch) != (leadership.leader, leadership.epoch):
-                continue
-            try:
-                await launcher.apply(_part(orders, name))
-                self._complained.pop(name, None)
-            except PenstockError as error:
-                if self._complained.get(name) != error.message:
-                    self._complained[name] = error.message
-                    _log.warning("cannot carry out orders", extra={"launcher": name, "error": error.message})
-
-    def _launcher(self, name: str) -> Launcher | None:
-        try:
-            return self._launchers[LauncherName(name)]
-        except (PenstockError, ValueError, KeyError):
-            return None  # its pools are blind, and say so
+    # ---- learn
 
     async def _learn_starts(self, told: _Told) -> None:
         """How long it took from its start to ready, of each that was seen on its way."""
@@ -364,11 +314,6 @@ class Reconciler:
             with suppress(STORE_FAULT):
                 await self._store.note_start(told.pool.name, int(phases[name].age_s * 1000))
         memory.starting = {n for n, worker in phases.items() if worker.phase in (Phase.STARTING, Phase.LOADING)}
-
-
-def _part(orders: Orders, launcher: str) -> Orders:
-    """The orders of one launcher's pools."""
-    return replace(orders, pools=tuple(pool for pool in orders.pools if pool.launcher == launcher))
 
 
 def _new_launch_id() -> str:

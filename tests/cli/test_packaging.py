@@ -49,10 +49,10 @@ def test_make_lists_its_targets() -> None:
     assert listed == ["up", "test", "check", "bench", "chaos", "clean", "help"]
 
 
-def test_what_comes_later_says_so() -> None:
-    done = make("bench")
-    assert done.returncode != 0
-    assert "comes with the issue on speed" in done.stderr
+def test_bench_measures_dispatch_and_its_store() -> None:
+    said = make("-n", "bench", "ARGS=--quick").stdout
+    assert "-m bench.dispatch --quick" in said
+    assert "-m bench.dispatch.store" in said
 
 
 def test_chaos_takes_its_seed_length_and_topology() -> None:
