@@ -141,8 +141,12 @@ class AgentProcess:
 
 
 def end_workers(host: str) -> None:
-    """SIGKILL for all of a host."""
-    for pid in pids_of(host).values():
-        for member in members_of(pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(member, signal.SIGKILL)
+    """SIGKILL for all of a host; returns when they are gone: the next test's agent would take them over."""
+    deadline = time.monotonic() + PATIENCE_S
+    while pids := pids_of(host):
+        assert time.monotonic() < deadline, f"{pids} do not end"
+        for pid in pids.values():
+            for member in members_of(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member, signal.SIGKILL)
+        time.sleep(0.01)
