@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ARGS ?=
-# Most tests wait for processes: three at a time keep two cores busy. A file's tests stay together.
-TEST_WORKERS ?= 3
+# Most tests wait for processes: two at a time keep two cores busy, and leave time to what they measure. A file's tests stay together.
+TEST_WORKERS ?= 2
 SEED ?= 7
 MINUTES ?= 3
 TOPOLOGY ?= single

@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 _log = logging.getLogger("penstock.worker")
 
 _BUSY_GAP_S = 0.05
+_LOOKS_AFTER_S = (0.0, 0.02, 0.1)
 _FULL_SIZE = 4096
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.05, 1.0
 _GIVE_UP_LEASES = 6
@@ -87,12 +88,21 @@ class Execution:
             outcome = outcome_of(error)
             if isinstance(outcome, Retryable) and outcome.code == "internal_error":
                 _log.exception("meet a bug", extra=self._fields())
-            if isinstance(outcome, Retryable) and outcome.code == "engine_out_of_memory" and self._around.is_crowded(self.grant):
+            if isinstance(outcome, Retryable) and outcome.code == "engine_out_of_memory" and await self._is_crowded():
                 outcome = Moved(self.growth.dearer_tokens, outcome.message)
             if isinstance(outcome, Failed) and not self._began:
                 # What this worker cannot even read, a newer one may.
                 outcome = Retryable(outcome.code, outcome.message)
         return await self._conclude(self._decided or outcome)
+
+    async def _is_crowded(self) -> bool:
+        """Whether it was the others' memory it lacked. On a busy machine what the engine said of them before may not be counted
+        yet: then a later look knows."""
+        for wait_s in _LOOKS_AFTER_S:
+            await asyncio.sleep(wait_s)
+            if self._around.is_crowded(self.grant):
+                return True
+        return False
 
     def stop(self, reason: str) -> None:
         """It is no longer ours: stop computing and write nothing."""
