@@ -1,6 +1,6 @@
 """The autoscaler as a process: ticks until it is told to end, sweeps like a gateway, and tells of its health.
 
-Never here: what a tick does (reconcile.py), what `up` makes of it (penstock/household.py).
+Never here: what a tick does (reconcile.py), what `up` makes of it (penstock/workforce.py).
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What `up` keeps running: server, gateway, workers; started in order, started again when one dies, stopped in order.
+"""What `up` keeps running: server, gateway, workers, webhooks; started in order, again when one dies, stopped in order.
 
 Never here: signals and the command's end (up.py), how many workers (workforce.py), what a process is
 (autoscaler/launchers/children.py).

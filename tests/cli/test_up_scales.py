@@ -50,3 +50,13 @@ def test_a_plain_number_fixes_it(tmp_path: Path) -> None:
         household.until(lambda: ready(household) == 2, "both workers")
         pool = household.json("scale", "show")["data"][0]
         assert (pool["min"], pool["max"]) == (2, 2)
+
+
+def test_a_number_of_workers_beside_pools_is_refused(tmp_path: Path) -> None:
+    """It would say nothing of which pool's."""
+    with up(
+        tmp_path, "--ephemeral", "--workers", "2", ready=False, PENSTOCK_AUTOSCALER__POOLS='{"demo": {"max": 3}}'
+    ) as household:
+        household.until_said("--workers does not go with pools")
+        assert household.process.wait(20) != 0
+        household.until_nothing_lives()
