@@ -101,6 +101,7 @@ class Reconciler:
         self._memory: dict[str, _Memory] = {}
         self._now_ms = 0
         self._rebuilding_until_ms = 0
+        self._known = True  # whether Redis knew of orders at the last look
 
     @property
     def lease_s(self) -> float:
@@ -164,8 +165,9 @@ class Reconciler:
             _log.warning("Redis's clock was set back: begin anew", extra={"by_s": (self._now_ms - around.now_ms) / 1000})
             self._memory.clear()
         self._now_ms = around.now_ms
-        if not before.epoch:  # nothing is known: a new installation, or a Redis that lost its memory
+        if not before.epoch and self._known:  # a new installation, or a Redis that lost its memory
             self._rebuilding_until_ms = around.now_ms + _REBUILDING_MS
+        self._known = before.epoch > 0
         pools = self._pools(await self._store.overrides(), by_pool)
         reports = await self._reports({pool.launcher for pool in pools})
         told = [await self._decide(pool, pools, by_pool, around, reports[pool.launcher]) for pool in pools]

@@ -16,7 +16,7 @@ from dispatch.messages import InferenceRequest, InputKind, NewRequest, Sampling,
 from dispatch.queue import Queue
 from dispatch.reports import ModelCard
 from dispatch.scale_store import ScaleStore
-from dispatch.scaling import Action, LaunchReport, PoolOrders, PoolOverride
+from dispatch.scaling import Action, LaunchReport, Orders, PoolOrders, PoolOverride
 from dispatch.settings import Launcher, Settings
 from tests.autoscaler.hands import Clock, Hands
 
@@ -402,3 +402,25 @@ async def test_a_worker_with_few_slots_is_not_taken_for_a_fast_one(stage: Stage)
     await stage.until(one, lambda: bool(stage.hands.running))
     await stage.go(one, 8)
     assert (await stage.store.statuses())["p"].tokens_per_s_each == 100.0 * 4 / 32
+
+
+class Places(Hands):
+    """Hands in several places, which report through Redis."""
+
+    async def assign(self, orders: Orders) -> Orders:
+        return orders
+
+
+async def test_where_redis_knew_of_no_orders_hosts_are_waited_for_a_moment_only(stage: Stage, fleet: Fleet) -> None:
+    stage.hands = Places(fleet, stage.clock)
+    await stage.ask()
+    rehearsing = stage.autoscaler(dry_run=True)
+    await stage.go(rehearsing, 6)  # nobody writes orders: none are known at any of its looks
+    told = [d async for _, d in stage.store.decisions("p")]
+    assert told[-1].reason.startswith("could not observe: Redis knew of no orders")
+    assert told[0].to_workers == 1
+    one = stage.autoscaler("as-2")
+    await stage.go(one, 2)
+    assert stage.hands.started == 0, "they had no time to tell what runs"
+    await stage.go(one, 4)
+    assert stage.hands.started == 1
