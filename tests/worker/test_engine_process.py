@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -367,6 +368,29 @@ async def test_a_child_that_cannot_hear_ends_itself() -> None:
         async with asyncio.timeout(10):
             await engine.probe()
     await engine.close()
+
+
+async def test_its_last_words_are_heard_by_a_worker_that_was_busy_and_writes_first() -> None:
+    engine = sim()
+    await engine.start()
+    assert engine._writer is not None and engine._process is not None
+    engine._writer.write(_LENGTH.pack(1) + b"\xc1")
+    pid = engine._process.pid
+    await asyncio.sleep(0)
+    _hold_up_until_gone(pid)
+    with pytest.raises(EngineDead, match="listening to its worker failed with "):
+        async with asyncio.timeout(10):
+            await engine.probe()
+    await engine.close()
+
+
+def _hold_up_until_gone(pid: int) -> None:
+    """Nothing else of ours runs meanwhile, as on a busy machine: by then it has said all, and is gone."""
+    deadline = time.monotonic() + 10
+    stat = Path(f"/proc/{pid}/stat")
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

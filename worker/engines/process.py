@@ -70,6 +70,7 @@ class ProcessEngine:
         self._settings = settings
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._listener: asyncio.StreamWriter | None = None  # of the half that is read
         self._calls: dict[int, asyncio.Queue[_Answer]] = {}
         self._started: asyncio.Future[EngineInfo] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -100,7 +101,10 @@ class ProcessEngine:
                 stderr=stderr,
                 env=with_parent(dict(os.environ)),
             )  # fmt: skip
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        # Two halves: what we write to a child that is gone breaks the one it is written to, and its last words are on the other.
+        reader, self._listener = await asyncio.open_connection(sock=ours)
+        _, self._writer = await asyncio.open_connection(sock=ours.dup())
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport of a socket has it
         self._started = asyncio.get_running_loop().create_future()
         self._watcher = asyncio.create_task(self._watch(reader, lines, self._process))
         self._send(Load(self._name, settings_document(self._settings)))
@@ -170,10 +174,11 @@ class ProcessEngine:
                     process.kill()
         if self._watcher is not None:
             await asyncio.gather(self._watcher, return_exceptions=True)
-        if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(ConnectionError):
-                await self._writer.wait_closed()
+        for half in (self._writer, self._listener):
+            if half is not None:
+                half.close()
+                with contextlib.suppress(ConnectionError):
+                    await half.wait_closed()
 
     async def _ask(self, question: type[Probe | Canary]) -> _Answer:
         """A call with one answer."""
