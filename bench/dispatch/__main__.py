@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.dispatch import contestants as c
+from bench.stand import Client, Stand, product, stand
 from tests.servers import binaries
 
 _RESULTS = Path(__file__).parents[1] / "results" / "dispatch.md"
@@ -31,8 +32,8 @@ Figures = dict[str, float]
 Measured = dict[tuple[str, int], list[Figures]]
 
 
-def _contestants(gateways: list[int]) -> Mapping[str, Callable[[c.Stand], c.Client]]:
-    found: dict[str, Callable[[c.Stand], c.Client]] = {"raw floor": c.floor, "penstock": c.direct}
+def _contestants(gateways: list[int]) -> Mapping[str, Callable[[Stand], Client]]:
+    found: dict[str, Callable[[Stand], Client]] = {"raw floor": c.floor, "penstock": c.direct}
     found |= {name: (lambda s, name=name: c.peer(s, name)) for name in _PEERS}
     found["bare FastAPI"] = c.bare
     for count in gateways:
@@ -47,14 +48,14 @@ def _measure(args: argparse.Namespace) -> Measured:
     for number in range(args.rounds):
         for name, make in chosen.items():
             try:
-                with c.stand(args.server) as s:
+                with stand(args.server) as s:
                     _round(name, make(s), s, args, measured)
             except RuntimeError as error:
                 print(f"round {number + 1}: {name} failed: {error}", file=sys.stderr, flush=True)
     return measured
 
 
-def _round(name: str, client: c.Client, s: c.Stand, args: argparse.Namespace, measured: Measured) -> None:
+def _round(name: str, client: Client, s: Stand, args: argparse.Namespace, measured: Measured) -> None:
     for in_flight in args.in_flight:
         before = s.cpu_s()
         figures = client.measure(in_flight, args.seconds)
@@ -120,7 +121,7 @@ def _machine(server: str) -> str:
         frozen = subprocess.run(pip, capture_output=True, text=True, check=True).stdout.split()
         peers.append(", ".join(line.replace("==", " ") for line in frozen if line.partition("==")[0] in wanted))
     return (
-        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {c.product(server)}; {ours}; "
+        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {product(server)}; {ours}; "
         f"peers: {'; arq beside: '.join(peers)}. Load of the machine at the start: {os.getloadavg()[0]:.1f}."
     )
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from bench.dispatch.contestants import product
+from bench.stand import product
 from dispatch import messages as m
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
