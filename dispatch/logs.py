@@ -66,14 +66,14 @@ class MaskFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Mask in place; never drops a record."""
-        record.msg, record.args = self._mask(record.getMessage()), None
+        record.msg, record.args = self.masked(record.getMessage()), None
         for name, value in vars(record).items():
             if name not in _STANDARD:
                 setattr(record, name, self._mask_value(value))
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         if record.exc_text:
-            record.exc_text = self._mask(record.exc_text)
+            record.exc_text = self.masked(record.exc_text)
         return True
 
     def _mask_value(self, value: Any) -> Any:
@@ -83,9 +83,10 @@ class MaskFilter(logging.Filter):
             return {str(k): self._mask_value(v) for k, v in value.items()}
         if isinstance(value, (list, tuple, set, frozenset)):
             return [self._mask_value(v) for v in value]
-        return self._mask(str(value))
+        return self.masked(str(value))
 
-    def _mask(self, text: str) -> str:
+    def masked(self, text: str) -> str:
+        """A text without secrets."""
         for secret in self._secrets:
             text = text.replace(secret, MASK)
         text = _IN_URL.sub(rf"\1:{MASK}@", text)

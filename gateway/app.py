@@ -7,18 +7,14 @@ import asyncio
 import logging
 import os
 import re
-import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
 from fastapi import FastAPI, Request
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, as_penstock, is_unreachable
@@ -33,7 +29,7 @@ from dispatch.settings import Settings
 from dispatch.tasks import cancelled
 from gateway.auth import Keys
 from gateway.context import Cards, Gateway
-from gateway.hot import hot_post
+from gateway.hot import HotRoute
 from gateway.lengths import KnownLengths
 from gateway.problems import for_status, is_our_fault, problem
 from gateway.promises import Promises
@@ -60,17 +56,14 @@ def build(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.keys = Keys(key.get_secret_value() for key in settings.api_keys)
     app.router.routes += [
-        hot_post("/v1/requests", requests.post),
-        hot_post("/v1/chat/completions", openai.chat_completions),
-        hot_post("/v1/completions", openai.completions),
+        HotRoute("/v1/requests", requests.post),
+        HotRoute("/v1/chat/completions", openai.chat_completions),
+        HotRoute("/v1/completions", openai.completions),
     ]
     for page in (ops, requests, explain, dead, queues, workers, scale, openai):
         app.include_router(page.router)
-    app.add_exception_handler(PenstockError, _on_penstock_error)
-    app.add_exception_handler(STORE_FAULT, _on_store_fault)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_bug)
-    app.add_middleware(RequestIds)
+    for kind in (PenstockError, STORE_FAULT, HTTPException, Exception):
+        app.add_exception_handler(kind, _on_error)
     return app
 
 
@@ -166,68 +159,28 @@ def redis_url(settings: Settings) -> str:
     return settings.redis.url
 
 
-async def _on_penstock_error(http_request: Request, error: Exception) -> Response:
-    assert isinstance(error, PenstockError)
-    http_request.app.state.gateway.metrics.reject(error.code)
+def answer_to(http_request: Request, error: Exception) -> Response:
+    """THE mapping from an error to its answer."""
+    metrics: GatewayMetrics = http_request.app.state.gateway.metrics
+    if isinstance(error, HTTPException):
+        return problem(for_status(error.status_code, str(error.detail)), headers=error.headers)
+    if isinstance(error, STORE_FAULT):
+        ours = as_penstock(error)
+        metrics.reject(ours.code)
+        if ours.code == "internal_error":
+            log.error("Redis refused a command", exc_info=error)
+        return problem(ours)
+    if not isinstance(error, PenstockError):
+        log.error("A handler failed", exc_info=error, extra={"method": http_request.method})
+        return problem(for_status(500, ""))
+    metrics.reject(error.code)
     if is_our_fault(error) and error.kind.status >= 500 and error.code != "draining":
         log.warning("Answered with an error", extra={"code": error.code, "error": error.message})
     return problem(error)
 
 
-async def _on_store_fault(http_request: Request, error: Exception) -> Response:
-    ours = as_penstock(error)
-    http_request.app.state.gateway.metrics.reject(ours.code)
-    if ours.code == "internal_error":
-        log.error("Redis refused a command", exc_info=error)
-    return problem(ours)
-
-
-async def _on_http_exception(http_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return problem(for_status(error.status_code, str(error.detail)), headers=error.headers)
-
-
-async def _on_bug(http_request: Request, error: Exception) -> Response:
-    log.error("A handler failed", exc_info=error, extra={"method": http_request.method})
-    return problem(for_status(500, ""))
-
-
-class RequestIds:
-    """Echoes or mints X-Request-Id, and writes one access line per answer, but none for health and metrics."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wrap one HTTP exchange."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        sent = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"x-request-id"), "")
-        request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(12)}"
-        started, status = time.monotonic(), 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_id)
-        finally:
-            if scope["path"] not in ops.PATHS:
-                log.info(
-                    "Answered",
-                    extra={
-                        "method": scope["method"],
-                        "route": getattr(scope.get("route"), "path", "unknown"),
-                        "status": status,
-                        "duration_s": round(time.monotonic() - started, 4),
-                        "http_request_id": request_id,
-                    },
-                )
+async def _on_error(http_request: Request, error: Exception) -> Response:
+    return answer_to(http_request, error)
 
 
 def _version() -> str:

@@ -14,9 +14,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from dispatch.errors import PenstockError
 from dispatch.processes import die_with_parent
 from dispatch.settings import Settings
-from gateway.app import build, redis_url
+from gateway.app import answer_to, build, redis_url
 from gateway.auth import check_bind
 from gateway.context import Gateway
+from gateway.front import Front
 from gateway.sse import ABORT_EXTENSION
 
 log = logging.getLogger("penstock.gateway")
@@ -76,7 +77,7 @@ class GatewayServer(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                Front(app, answer_to),
                 http=_Protocol,
                 ws="none",
                 loop="uvloop",
