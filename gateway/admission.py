@@ -41,7 +41,7 @@ class Terms:
     body_hash: str = ""
     strategy: Strategy | None = None
     session: str = ""
-    caller: str = ""
+    address: str = ""
     webhook: str = ""
     webhook_events: str = ""
 
@@ -132,7 +132,7 @@ async def admit(gateway: Gateway, fields: Sampled, body: Mapping[str, Any], term
         body_hash=terms.body_hash,
         prompt_tokens=prompt_tokens,
         strategy=strategy,
-        session=terms.session or (terms.caller if strategy is Strategy.SESSION else ""),
+        session=terms.session or (hashed("address", terms.address, terms.tenant) if strategy is Strategy.SESSION else ""),
         webhook=terms.webhook,
         webhook_events=terms.webhook_events,
     )
@@ -146,11 +146,14 @@ def terms_from(
     tenant: str,
     fields: Sampled,
     on_disconnect: OnDisconnect,
-    address: str = "",
+    *,
+    address: str,
+    reader: str,
+    webhook: tuple[str, str] = ("", ""),
 ) -> Terms:
     """The terms of a request, from its headers and its body; on the native API the body wins. `on_disconnect` is the default.
 
-    `address` is the client's.
+    `address` is the client's; `webhook` who is told of its ending, and of which endings.
     """
     native = fields if isinstance(fields, NativeFields) else None
     deadline_s = native.deadline_seconds if native and native.deadline_seconds else _seconds(headers, "x-request-timeout")
@@ -181,7 +184,10 @@ def terms_from(
         body_hash=hashlib.sha256(raw_body).hexdigest() if key else "",
         strategy=native.strategy if native and native.strategy else _one_of(headers, "x-penstock-strategy", Strategy),
         session=session_of(headers, fields, tenant),
-        caller=hashed("address", address, tenant),
+        address=address,
+        reader=reader,
+        webhook=webhook[0],
+        webhook_events=webhook[1],
     )
 
 

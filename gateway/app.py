@@ -14,6 +14,7 @@ from importlib.metadata import version as version_of
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from dispatch.errors import PenstockError
@@ -31,7 +32,7 @@ from gateway.auth import Keys
 from gateway.context import Cards, Gateway
 from gateway.hot import HotRoute
 from gateway.lengths import KnownLengths
-from gateway.problems import for_status, is_our_fault, problem
+from gateway.problems import CLIENT_LEFT, for_status, is_our_fault, problem
 from gateway.promises import Promises
 from gateway.routes import dead, explain, openai, ops, queues, requests, scale, workers
 from gateway.streaming import Feed
@@ -162,6 +163,8 @@ def redis_url(settings: Settings) -> str:
 def answer_to(http_request: Request, error: Exception) -> Response:
     """THE mapping from an error to its answer."""
     metrics: GatewayMetrics = http_request.app.state.gateway.metrics
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_LEFT)
     if isinstance(error, HTTPException):
         return problem(for_status(error.status_code, str(error.detail)), headers=error.headers)
     if isinstance(error, STORE_FAULT):

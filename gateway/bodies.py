@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from dispatch.errors import PenstockError
 
@@ -15,9 +16,8 @@ _DISCARD_BYTES = 16 * 1024 * 1024
 _DISCARD_S = 2.0
 
 
-async def read_body(http_request: Request, max_bytes: int) -> bytes:
-    """The raw body. Counts what arrives, whatever Content-Length says."""
-    headers = http_request.headers
+async def read_body(receive: Receive, headers: Mapping[str, str], max_bytes: int) -> bytes:
+    """The raw body. Counts what arrives, whatever Content-Length says. Raises ClientDisconnect when its client leaves."""
     encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise PenstockError(
@@ -35,29 +35,41 @@ async def read_body(http_request: Request, max_bytes: int) -> bytes:
             param="content-type",
         )
     declared = headers.get("content-length", "")
-    body = bytearray()
-    pieces = http_request.stream()
-    too_large = declared.isdigit() and int(declared) > max_bytes
-    while not too_large:
-        piece = await anext(pieces, None)
-        if piece is None:
-            return bytes(body)
-        body += piece
-        too_large = len(body) > max_bytes
-    body.clear()
-    await _discard(pieces)
-    raise _too_large(max_bytes)
+    if declared.isdigit() and int(declared) > max_bytes:
+        await _discard(receive)
+        raise _too_large(max_bytes)
+    body, more = await _piece(receive)
+    if more:
+        pieces, size = [body], len(body)
+        while more and size <= max_bytes:
+            piece, more = await _piece(receive)
+            pieces.append(piece)
+            size += len(piece)
+        if more:
+            await _discard(receive)
+            raise _too_large(max_bytes)
+        body = b"".join(pieces)
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
+    return body
 
 
-async def _discard(pieces: AsyncIterator[bytes]) -> None:
+async def _piece(receive: Receive) -> tuple[bytes, bool]:
+    """The next piece of a body, and whether there is more."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
+
+
+async def _discard(receive: Receive) -> None:
     """Read on for a while: a client that is still sending when the connection closes never sees why."""
-    discarded = 0
+    discarded, more = 0, True
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DISCARD_S):
-            async for piece in pieces:
+            while more and discarded <= _DISCARD_BYTES:
+                piece, more = await _piece(receive)
                 discarded += len(piece)
-                if discarded > _DISCARD_BYTES:
-                    return
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

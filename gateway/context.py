@@ -111,6 +111,11 @@ def gateway_of(http_request: Request) -> Gateway:
     return gateway
 
 
+def headers_of(http_request: Request) -> dict[str, str]:
+    """The request's headers, of each name the first: the framework's own mapping looks through all of them for each."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(http_request.scope["headers"])}
+
+
 def address_of(http_request: Request) -> str:
     """The client's address as the server knows it: it believes X-Forwarded-For of a proxy on this machine alone."""
     return http_request.client.host if http_request.client else ""

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 from fastapi import FastAPI, Request
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -22,7 +21,6 @@ from gateway.hot import HotRoute
 from gateway.routes import ops
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_CLIENT_LEFT = 499
 
 
 class Front:
@@ -69,9 +67,6 @@ class Front:
         http_request = Request(scope, receive)
         try:
             response = await hot.answer(http_request)
-        except ClientDisconnect:
-            exchange.status = _CLIENT_LEFT
-            return
         except Exception as error:
             response = self._answer(http_request, error)
         exchange.status = response.status_code

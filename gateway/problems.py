@@ -11,6 +11,8 @@ from starlette.responses import Response
 
 from dispatch.errors import ERROR_KINDS, Fault, PenstockError
 
+CLIENT_LEFT = 499
+"""Nobody reads such an answer; the access line tells it."""
 PROBLEM_TYPE = "application/problem+json"
 _TYPE = "urn:penstock:error:"  # a name, not an address: there is no one host of ours
 _RETRY_AFTER_RANGE_S = (1, 120)  # the OpenAI clients wait at most 120 s, and do not retry at all when told more

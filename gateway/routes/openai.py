@@ -4,7 +4,6 @@ A stream opens before a worker took the request, so what fails later arrives as 
 Never here: the native API's words, admission.
 """
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,9 +19,9 @@ from dispatch.states import OnDisconnect, WorkerState
 from gateway.admission import admit, terms_from
 from gateway.auth import authenticated
 from gateway.bodies import parse_object, read_body
-from gateway.context import Gateway, address_of, gateway_of, store_present
+from gateway.context import Gateway, address_of, gateway_of, headers_of, store_present
 from gateway.fields import ChatFields, CompletionFields, Sampled, parse
-from gateway.problems import ended_badly, error_member, problem
+from gateway.problems import CLIENT_LEFT, ended_badly, error_member, problem
 from gateway.reading import Over, Reader
 from gateway.shapes import as_json, with_total
 from gateway.sse import count_over, streamed
@@ -33,7 +32,6 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(authenticated), Depends(s
 
 _DONE = b"data: [DONE]\n\n"
 _AFTER_DEADLINE_S = 15.0  # the sweeper's time to say that the deadline passed
-_CLIENT_LEFT = 499
 
 
 @router.get("/models")
@@ -64,7 +62,8 @@ async def completions(http_request: Request, tenant: str) -> Response:
 async def _answer(http_request: Request, tenant: str, shape: type[Sampled], kind: InputKind) -> Response:
     gateway = gateway_of(http_request)
     gateway.refuse_if_draining()
-    raw = await read_body(http_request, gateway.settings.gateway.max_body_bytes)
+    asked_headers = headers_of(http_request)
+    raw = await read_body(http_request.receive, asked_headers, gateway.settings.gateway.max_body_bytes)
     body = parse_object(raw)
     refuse_webhook(body)
     fields = parse(body, shape)
@@ -72,9 +71,17 @@ async def _answer(http_request: Request, tenant: str, shape: type[Sampled], kind
         raise PenstockError(
             "invalid_request", "stream_options: only with stream.", hint="Set stream to true.", param="stream_options"
         )
-    address = address_of(http_request)
-    terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, fields, OnDisconnect.CANCEL, address)
-    admitted = await admit(gateway, fields, body, dataclasses.replace(terms, reader=gateway.feed.gateway))
+    terms = terms_from(
+        asked_headers,
+        raw,
+        gateway.settings.queue,
+        tenant,
+        fields,
+        OnDisconnect.CANCEL,
+        address=address_of(http_request),
+        reader=gateway.feed.gateway,
+    )
+    admitted = await admit(gateway, fields, body, terms)
     timer = _Timer(gateway, admitted.card.name)
     done, reader = await submit_read(gateway, admitted.new)
     headers = {"x-penstock-request": done.id, "x-penstock-queue-position": str(done.position)}
@@ -98,7 +105,7 @@ def _whole(
     # The request is in the queue: a client that sends it again would only have it done twice.
     once = {**headers, "x-should-retry": "false"}
     if reader.over is Over.LEFT:
-        return Response(status_code=_CLIENT_LEFT)
+        return Response(status_code=CLIENT_LEFT)
     if outcome.end is None:
         if reader.over is Over.CLOSING:
             why = PenstockError(

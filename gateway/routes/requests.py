@@ -3,7 +3,6 @@
 Never here: other APIs' words.
 """
 
-import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -18,7 +17,7 @@ from dispatch.states import OnDisconnect, RequestState, shown
 from gateway.admission import admit, terms_from
 from gateway.auth import Tenant, authenticated
 from gateway.bodies import parse_object, read_body
-from gateway.context import Gateway, address_of, gateway_of, store_present
+from gateway.context import Gateway, address_of, gateway_of, headers_of, store_present
 from gateway.fields import NativeFields, parse
 from gateway.native_events import NativeFrames, first_chain, resume_from
 from gateway.queries import LARGEST_PAGE, MAX_WAIT_S, PAGE, moment_ms, number, preferred_wait_s, row_of
@@ -37,34 +36,42 @@ async def post(http_request: Request, tenant: str) -> Response:
     """Queue a request. 202 at once; with `Prefer: wait=N` 200 and the result, if it is ready in time."""
     gateway = gateway_of(http_request)
     gateway.refuse_if_draining()
-    raw = await read_body(http_request, gateway.settings.gateway.max_body_bytes)
+    headers = headers_of(http_request)
+    raw = await read_body(http_request.receive, headers, gateway.settings.gateway.max_body_bytes)
     body = parse_object(raw)
     fields = parse(body, NativeFields)
     if fields.stream:
         raise PenstockError(
             "unsupported", "stream: this route queues.", hint="Read the stream from `links.events`.", param="stream"
         )
-    wait_s = preferred_wait_s(http_request.headers.get("prefer", ""))
+    wait_s = preferred_wait_s(headers.get("prefer", ""))
     # A client that waits here has no id yet: when it leaves, nobody can ever read the answer. When it was told the id, it
     # goes on without a reader, unless the client named another wish.
     default = OnDisconnect.CANCEL if wait_s else OnDisconnect.CONTINUE
-    terms = terms_from(http_request.headers, raw, gateway.settings.queue, tenant, fields, default, address_of(http_request))
-    url, events = asked_webhook(fields, gateway.settings.webhook)
-    terms = dataclasses.replace(terms, webhook=url, webhook_events=events)
+    terms = terms_from(
+        headers,
+        raw,
+        gateway.settings.queue,
+        tenant,
+        fields,
+        default,
+        address=address_of(http_request),
+        reader=gateway.feed.gateway if wait_s else "",
+        webhook=asked_webhook(fields, gateway.settings.webhook),
+    )
+    admitted = await admit(gateway, fields, body, terms)
     if not wait_s:
-        admitted = await admit(gateway, fields, body, terms)
         return accepted(admitted.new, await submit(gateway, admitted.new))
-    admitted = await admit(gateway, fields, body, dataclasses.replace(terms, reader=gateway.feed.gateway))
     done, reader = await submit_read(gateway, admitted.new)
     then_continue = False
     try:
         entries = await read_to_end(http_request.receive, reader, wait_s)
         then_continue = terms.on_disconnect_is_default and reader.over is not Over.LEFT
-        headers = {"preference-applied": f"wait={wait_s}", **_replayed(done)}
+        applied = {"preference-applied": f"wait={wait_s}", **_replayed(done)}
         record = await _record_of_an_end(gateway, done.id, tenant) if _has_ended(entries) else None
         if record is not None:
-            return await _result(gateway, record, entries, headers)
-        return accepted(admitted.new, done, headers)
+            return await _result(gateway, record, entries, applied)
+        return accepted(admitted.new, done, applied)
     finally:
         count_over(gateway, reader, reader.over)
         gateway.feed.leave(reader, then_continue=then_continue)

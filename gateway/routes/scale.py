@@ -91,7 +91,8 @@ async def decisions(http_request: Request) -> Response:
 async def patch(http_request: Request, pool: str) -> Response:
     """Set bounds, target and pause; the autoscaler goes by them from its next tick on."""
     gateway = gateway_of(http_request)
-    body = parse_object(await read_body(http_request, gateway.settings.gateway.max_body_bytes))
+    raw = await read_body(http_request.receive, http_request.headers, gateway.settings.gateway.max_body_bytes)
+    body = parse_object(raw)
     fields = parse(body, PoolFields)
     if not body:
         hint = "Send some of min, max, target_s, paused and reset."
