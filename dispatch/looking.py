@@ -18,11 +18,12 @@ from dispatch.batching import Batched
 from dispatch.dead_letters import DeadLetter, dead_letter_from
 from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
-from dispatch.records import Attempt, QueueLine, QueueStats, RequestRecord, Tombstone
+from dispatch.records import Attempt, Ending, QueueLine, QueueStats, RequestRecord, Tombstone
 from dispatch.states import ENDINGS, OnDisconnect, Priority, RequestState
 from dispatch.webhooks import Webhook, webhook_from
 
 POSITION_SCAN = 200
+_ENDING = ("model", "kind", "state", "attempt", "worker", "retry_of", "created", "begun_at", "first_output_at", "ended_at")
 _PAGE = 100
 _log = logging.getLogger("penstock.dispatch")
 
@@ -50,6 +51,15 @@ class Looking:
         asked = self._promised if sure else self._batched
         fields: Mapping[bytes, bytes] = await asked.execute("HGETALL", self._keys.request(request))
         return _record(request, fields, self._keys.request(request)) if fields else None
+
+    async def ending(self, request: str) -> Ending | None:
+        """How a request ended; None if it goes on or is not known. Cheaper than its record."""
+        stored = await self._batched.execute("HMGET", self._keys.request(request), *_ENDING)
+        model, kind, state, attempt, worker, retry_of, *moments = stored
+        if state is None or (found := RequestState(state.decode())) not in ENDINGS:
+            return None
+        kind, texts = m.InputKind(kind.decode()), [(each or b"").decode() for each in (model, worker, retry_of)]
+        return Ending(request, texts[0], kind, found, int(attempt or 0), texts[1], texts[2], *(int(at or 0) for at in moments))
 
     async def input(self, request: str) -> m.InferenceRequest | None:
         """What was asked, as long as it is kept."""

@@ -74,6 +74,23 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """What is told of a request that has ended, beside its output: a few of a record's fields."""
+
+    id: str
+    model: str
+    kind: InputKind
+    state: RequestState
+    attempt: int
+    worker: str
+    retry_of: str
+    created_at_ms: int
+    begun_at_ms: int
+    first_output_at_ms: int
+    ended_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class QueueLine:
     """One model's waiting line of one priority."""
 

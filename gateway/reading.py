@@ -16,6 +16,7 @@ from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, NotReplicated, is_unreachable
 from dispatch.messages import AttachStatus, EntryKind, LogEntry
 from dispatch.queue import Queue
+from gateway.bell import Bell
 
 _RETRY_S = 0.25
 
@@ -75,7 +76,7 @@ class Reader:
         self._attaching = False
         self._reading = False
         self._early: list[LogEntry] = []  # offered while an attach is under way
-        self._wake = asyncio.Event()
+        self._bell = Bell()
         self._abort = asyncio.Event()
 
     async def next(self, silence_s: float) -> list[LogEntry | None]:
@@ -101,12 +102,7 @@ class Reader:
                 break
             if self._held is not None:
                 continue
-            self._wake.clear()
-            left = deadline - time.monotonic()
-            try:
-                async with asyncio.timeout(max(left, 0.0)):
-                    await self._wake.wait()
-            except TimeoutError:
+            if not await self._bell.heard(max(deadline - time.monotonic(), 0.0)):
                 self._stale = True  # so long a silence may be one of the feed: the next call asks Redis first
                 return []
         items, self._items, self._unread_bytes = self._items, [], 0
@@ -116,9 +112,13 @@ class Reader:
         """The reader is over, wherever it waits."""
         if self.over is None:
             self.over = why
-            self._wake.set()
+            self._bell.ring()
             if why is Over.CUT:
                 self._abort.set()
+
+    def leave(self) -> None:
+        """The client disconnected."""
+        self.finish(Over.LEFT)
 
     @property
     def waiting(self) -> bool:
@@ -149,12 +149,12 @@ class Reader:
             self.finish(Over.CUT)
             return
         self._take(entry)
-        self._wake.set()
+        self._bell.ring()
 
     def doubt(self) -> None:
         """Something may have been missed: attach again before anything else."""
         self._stale = True
-        self._wake.set()
+        self._bell.ring()
 
     def _take(self, entry: LogEntry, *, sure: bool = False) -> None:
         if entry.kind is EntryKind.END and self._feed.queue.replicated and not sure:
@@ -240,7 +240,7 @@ class Reader:
         if not found.live and not self._stale and self._held is None:
             self.ended = True  # also where the client has the end already
         if self._items or self._held is not None:
-            self._wake.set()
+            self._bell.ring()
 
 
 def not_found(request: str) -> PenstockError:

@@ -18,6 +18,8 @@ from gateway.app import answer_to, build, redis_url
 from gateway.auth import check_bind
 from gateway.context import Gateway
 from gateway.front import Front
+from gateway.leaving import EXTENSION as LEAVING_EXTENSION
+from gateway.leaving import Leaving
 from gateway.sse import ABORT_EXTENSION
 
 log = logging.getLogger("penstock.gateway")
@@ -108,12 +110,22 @@ class GatewayServer(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
-    """Lets a response drop its connection at once: closing would wait for a client that does not read."""
+    """Tells of clients that leave, and lets a response drop its connection at once: closing would wait for a client that does
+    not read."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._leaving = Leaving()
+        self._extensions = {ABORT_EXTENSION: self._drop, LEAVING_EXTENSION: self._leaving}
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._leaving.happened()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         scope: Any = self.scope
-        scope["extensions"] = {**(scope.get("extensions") or {}), ABORT_EXTENSION: self._drop}
+        scope["extensions"] = self._extensions
 
     def _drop(self) -> None:
         if self.transport is not None and not self.transport.is_closing():

@@ -12,7 +12,7 @@ import msgspec
 from starlette.responses import Response
 
 from dispatch.dead_letters import DeadLetter
-from dispatch.records import Attempt, QueueStats, RequestRecord
+from dispatch.records import Attempt, Ending, QueueStats, RequestRecord
 from dispatch.reports import Heartbeat
 from dispatch.states import ENDINGS, RequestState, shown
 from dispatch.webhooks import Webhook
@@ -105,7 +105,7 @@ def accepted_document(request: str, model: str, state: RequestState, position: i
     }
 
 
-def result_document(record: RequestRecord, outcome: Outcome) -> dict[str, Any]:
+def result_document(record: RequestRecord | Ending, outcome: Outcome) -> dict[str, Any]:
     """An ended request's result."""
     end = outcome.end or End(state=record.state)
     return {
@@ -137,7 +137,7 @@ def with_total(usage: Mapping[str, Any] | None, attempts: int = 1) -> dict[str, 
     return numbers
 
 
-def timing(record: RequestRecord) -> dict[str, int | None]:
+def timing(record: RequestRecord | Ending) -> dict[str, int | None]:
     """Spans of its life in milliseconds; None: it did not come to that."""
 
     def span(start: int, end: int) -> int | None:
@@ -151,7 +151,7 @@ def timing(record: RequestRecord) -> dict[str, int | None]:
     }
 
 
-def story_headers(record: RequestRecord) -> dict[str, str]:
+def story_headers(record: RequestRecord | Ending) -> dict[str, str]:
     """What proxies and logs like to see in headers."""
     spans = timing(record)
     parts = [f"{name};dur={spans[key]}" for name, key in (("queue", "queue_ms"), ("run", "run_ms")) if spans[key] is not None]

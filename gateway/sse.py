@@ -5,7 +5,7 @@ Frames are bytes all the way: an entry's data is JSON already. Never here: what 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -187,13 +187,3 @@ async def _until_gone(receive: Receive, reader: Reader) -> None:
 async def _drop_when_cut(reader: Reader, abort: Callable[[], None]) -> None:
     await reader.until_cut()
     abort()
-
-
-@contextlib.asynccontextmanager
-async def watched(receive: Receive, reader: Reader) -> AsyncIterator[None]:
-    """While a handler waits for a whole answer, its client's disconnect ends the reader: the framework tells only streams."""
-    gone = asyncio.create_task(_until_gone(receive, reader))
-    try:
-        yield
-    finally:
-        gone.cancel()

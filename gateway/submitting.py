@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from starlette.types import Receive
+from starlette.types import Scope
 
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, NotReplicated, is_unreachable
@@ -21,8 +21,8 @@ from dispatch.queue import Queue
 from dispatch.records import RequestRecord, Tombstone
 from dispatch.states import ENDINGS
 from gateway.context import Gateway
+from gateway.leaving import EXTENSION, Leaving
 from gateway.reading import NotYet, Reader, expired, not_found, unconfirmed
-from gateway.sse import watched
 
 _TRIES = 3
 _RETRY_S = 0.1
@@ -189,11 +189,13 @@ async def submit_read(gateway: Gateway, new: NewRequest) -> tuple[Enqueued, Read
     return done, reader
 
 
-async def read_to_end(receive: Receive, reader: Reader, timeout_s: float) -> list[LogEntry]:
+async def read_to_end(scope: Scope, reader: Reader, timeout_s: float) -> list[LogEntry]:
     """The log until its end, the client's leaving or the timeout: see the last entry and `reader.over`."""
     deadline = time.monotonic() + timeout_s
     entries: list[LogEntry] = []
-    async with watched(receive, reader):
+    leaving: Leaving = scope["extensions"][EXTENSION]
+    leaving.ask(reader.leave)
+    try:
         while reader.over is None:
             left = deadline - time.monotonic()
             for item in await reader.next(max(left, 0.0)):
@@ -203,6 +205,8 @@ async def read_to_end(receive: Receive, reader: Reader, timeout_s: float) -> lis
                     entries.append(item)
             if (entries and entries[-1].kind is EntryKind.END) or left <= 0:
                 break
+    finally:
+        leaving.forget(reader.leave)
     return entries
 
 

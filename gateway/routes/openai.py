@@ -92,7 +92,7 @@ async def _answer(http_request: Request, tenant: str, shape: type[Sampled], kind
         return streamed(gateway, reader, OpenAIFrames(kind, done, admitted.card.name, include_usage, timer), headers)
     try:
         timeout_s = terms.deadline_ms / 1000 + _AFTER_DEADLINE_S
-        entries = await read_to_end(http_request.receive, reader, timeout_s)
+        entries = await read_to_end(http_request.scope, reader, timeout_s)
         return _whole(kind, done, admitted.card.name, reader, read_log(entries), headers, timer)
     finally:
         count_over(gateway, reader, reader.over)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, is_unreachable
 from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, new_id
-from dispatch.records import RequestRecord
+from dispatch.records import Ending, RequestRecord
 from dispatch.states import OnDisconnect, RequestState, shown
 from gateway.admission import admit, terms_from
 from gateway.auth import Tenant, authenticated
@@ -65,12 +65,12 @@ async def post(http_request: Request, tenant: str) -> Response:
     done, reader = await submit_read(gateway, admitted.new)
     then_continue = False
     try:
-        entries = await read_to_end(http_request.receive, reader, wait_s)
+        entries = await read_to_end(http_request.scope, reader, wait_s)
         then_continue = terms.on_disconnect_is_default and reader.over is not Over.LEFT
         applied = {"preference-applied": f"wait={wait_s}", **_replayed(done)}
         record = await _record_of_an_end(gateway, done.id, tenant) if _has_ended(entries) else None
         if record is not None:
-            return await _result(gateway, record, entries, applied)
+            return _result(record, entries, applied)
         return accepted(admitted.new, done, applied)
     finally:
         count_over(gateway, reader, reader.over)
@@ -139,7 +139,7 @@ async def result(http_request: Request, request_id: str, tenant: Tenant) -> Resp
     entries = await gateway.queue.output(request_id)
     if not entries:
         raise expired(request_id)
-    return await _result(gateway, record, entries, {})
+    return _result(record, entries, {})
 
 
 @router.get("/{request_id}/events")
@@ -200,10 +200,12 @@ def _has_ended(entries: list[LogEntry]) -> bool:
     return bool(entries) and entries[-1].kind is EntryKind.END
 
 
-async def _record_of_an_end(gateway: Gateway, request_id: str, tenant: str) -> RequestRecord | None:
+async def _record_of_an_end(gateway: Gateway, request_id: str, tenant: str) -> RequestRecord | Ending | None:
     """None: Redis has gone since. The request was accepted, so its client is told where to look, not that it failed."""
     try:
-        return await owned_record(gateway, request_id, tenant)
+        # Where replicas are waited for, nothing less than a record they agree on.
+        ending = None if gateway.queue.replicated else await gateway.queue.ending(request_id)
+        return ending or await owned_record(gateway, request_id, tenant)
     except STORE_FAULT as error:
         if not is_unreachable(error):
             raise
@@ -221,13 +223,13 @@ async def _awaited(gateway: Gateway, http_request: Request, request_id: str, ten
         return record
     reader = gateway.feed.subscribe(record.id, after_seq=record.seq, after_chain=record.chain if record.seq else "")
     try:
-        await read_to_end(http_request.receive, reader, wait_s)
+        await read_to_end(http_request.scope, reader, wait_s)
     finally:
         gateway.feed.leave(reader)
     return await owned_record(gateway, request_id, tenant)
 
 
-async def _result(gateway: Gateway, record: RequestRecord, entries: list[LogEntry], headers: dict[str, str]) -> Response:
+def _result(record: RequestRecord | Ending, entries: list[LogEntry], headers: dict[str, str]) -> Response:
     return as_json(result_document(record, read_log(entries)), headers={**story_headers(record), **headers})
 
 

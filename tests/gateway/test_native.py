@@ -57,7 +57,7 @@ async def test_a_wait_whose_result_cannot_be_read_any_more_answers_202_and_where
         looks += 1
         raise RedisConnectionError("Connection refused")
 
-    monkeypatch.setattr(gateway.gateway.queue, "record", away)
+    monkeypatch.setattr(gateway.gateway.queue, "ending", away)
     answer = await gateway.client.post("/v1/requests", json=CHAT, headers={"Prefer": "wait=10"})
     monkeypatch.undo()
     assert looks and answer.status_code == 202, answer.text
