@@ -3,7 +3,9 @@
 -- use: ground line log pull choose pin meet leave
 -- args: now salt id attempt nonce seq last detail state
 -- returns status: ok | dup | gap | fenced
-local r = read_request(id)
+-- Not all of it: what a finish does not ask for is half of the record.
+local r = read_some(id, {'model', 'state', 'attempt', 'seq', 'chain', 'readers', 'deadline', 'nonce', 'worker', 'prefilling', 'first_output_at',
+  'tenant', 'created', 'webhook', 'webhook_events', 'dead', 'ended_at'})
 local finished = r and (r.state == 'completed' or r.state == 'failed') and r.dead ~= '1'
 if finished and r.nonce == nonce and r.attempt == tonumber(attempt) then
   redis.call('HSET', k_request(id), 'ended_at', r.ended_at)
