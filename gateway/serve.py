@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 import time
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +18,7 @@ from gateway.app import answer_to, build, redis_url
 from gateway.auth import check_bind
 from gateway.context import Gateway
 from gateway.front import Front
+from gateway.joining import JoiningTransport
 from gateway.leaving import EXTENSION as LEAVING_EXTENSION
 from gateway.leaving import Leaving
 from gateway.sse import ABORT_EXTENSION
@@ -114,7 +115,7 @@ class _Protocol(HttpToolsProtocol):
     not read."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, JoiningTransport(transport)))
         self._leaving = Leaving()
         self._extensions = {ABORT_EXTENSION: self._drop, LEAVING_EXTENSION: self._leaving}
 
