@@ -11,6 +11,8 @@ TEST_WORKERS ?= 2
 SEED ?= 7
 MINUTES ?= 3
 TOPOLOGY ?= single
+FULL ?=
+comma := ,
 
 up: $(VENV)/.installed ## Run everything here; make up ARGS="--model PATH --workers 2"
 	@exec $(BIN)/penstock up $(ARGS)
@@ -24,9 +26,10 @@ check: $(VENV)/.installed-dev ## Lint, format, types, import directions, import 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-dev ## Measure dispatch beside its floor and its peers (single ones: python -m bench.NAME)
-	@$(BIN)/python -m bench.dispatch $(ARGS)
+bench: $(VENV)/.installed-dev ## Measure dispatch beside its floor and its peers; FULL=1: the long tables (single ones: python -m bench.NAME)
+	@$(BIN)/python -m bench.dispatch $(if $(FULL),--gateways 1$(comma)2$(comma)3$(comma)4) $(ARGS)
 	@$(BIN)/python -m bench.dispatch.store
+	@$(BIN)/python -m bench.growth $(if $(FULL),--waiting 1000$(comma)10000$(comma)100000$(comma)1000000)
 
 chaos: $(VENV)/.installed-dev ## Break everything at once; make chaos SEED=7 MINUTES=3 TOPOLOGY=single (or sentinel)
 	@$(BIN)/python -m chaos --seed $(SEED) --minutes $(MINUTES) --topology $(TOPOLOGY) $(ARGS)

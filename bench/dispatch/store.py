@@ -1,7 +1,7 @@
-"""What requests cost the server: CPU with 30 chunks, memory of a waiting one, and how costs grow with the backlog.
+"""What a request costs the server: CPU and commands with 30 chunks, and memory while it waits, runs and after its end.
 
-`python -m bench.dispatch.store [--server redis] [--chunks 30] [--waiting 1000,100000]`. CPU is of the server's process (INFO
-cpu), memory by INFO memory. The scripts are called as workers and gateways call them; no engine, no HTTP. Writes
+`python -m bench.dispatch.store [--server redis] [--chunks 30]`. CPU is of the server's process (INFO cpu), memory by INFO memory.
+The scripts are called as workers and gateways call them; no engine, no HTTP. How costs grow is for bench/growth. Writes
 bench/results/store.md.
 """
 
@@ -33,7 +33,7 @@ class Bench:
     def __init__(self, url: str) -> None:
         self._redis: Any = connect(url)
         self._queue = Queue(self._redis, _RULES)
-        self._inbox = "0"
+        self._inbox, self._feed = "0", "0"
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -50,57 +50,78 @@ class Bench:
 
     async def with_chunks(self, chunks: int, at_once: int) -> float:
         """CPU us a request: enqueue, inbox, begin, so many chunks of which the last comes with finish, feed; median of rounds."""
-        await self._redis.flushall()
-        await self._queue.park(m.Offer("w", "demo", 10**9, 10**6, 10.0, prefill_weight=50.0))
-        self._inbox, feed, rounds = "0", "0", []
+        await self._fresh()
+        rounds = []
         for _ in range(_ROUNDS):
             before = await self._cpu_us()
-            await asyncio.gather(*(self._queue.enqueue(self._new("g")) for _ in range(at_once)))
-            self._inbox, words = await self._queue.read_inbox("w", self._inbox, block_ms=100)
-            grants = [word for word in words if isinstance(word, m.Grant)]
-            await asyncio.gather(*(self._queue.begin(grant) for grant in grants))
-            for seq in range(1, chunks):
-                await asyncio.gather(*(self._queue.append(grant, seq, _CHUNK) for grant in grants))
-                feed, _ = await self._queue.read_feed("g", feed, block_ms=1)
-            await asyncio.gather(*(self._queue.finish(grant, chunks, _CHUNK, _DETAIL) for grant in grants))
-            feed, _ = await self._queue.read_feed("g", feed, block_ms=1)
-            await self._queue.trim_feed("g", feed)
-            rounds.append((await self._cpu_us() - before) / len(grants))
+            await self._whole(chunks, at_once)
+            rounds.append((await self._cpu_us() - before) / at_once)
         return statistics.median(rounds)
 
-    async def memory_of_a_waiting(self, count: int) -> tuple[float, float]:
-        """Bytes a waiting request, and of these its input's."""
+    async def _fresh(self, *, parked: bool = True) -> None:
         await self._redis.flushall()
-        await self._queue.sweep()
-        before = (await self._redis.info("memory"))["used_memory"]
-        await self._enqueue(count)
-        each = ((await self._redis.info("memory"))["used_memory"] - before) / count
-        return each, float(await self._redis.memory_usage((await self._redis.keys("{s0}:input:*"))[0]))
+        self._inbox, self._feed = "0", "0"
+        if parked:
+            await self._park()
 
-    async def growth(self, waiting: int) -> tuple[float, float, float]:
-        """CPU us of an enqueue that waits, of a pull that takes one, and of a finish whose room takes one, behind so many."""
-        await self._redis.flushall()
-        await self._enqueue(waiting)
-        enqueues, pulls, finishes = [], [], []
-        await self._queue.park(m.Offer("w", "demo", 160 * _AT_ONCE, _AT_ONCE, 10.0, prefill_weight=50.0))
-        after, words = await self._queue.read_inbox("w", "0", block_ms=100)
-        for n in range(_ROUNDS):
-            before = await self._cpu_us()
-            await self._enqueue(_AT_ONCE)
-            middle = await self._cpu_us()
-            await asyncio.gather(
-                *(self._queue.park(m.Offer(f"w-{n}-{i}", "demo", 160, 1, 10.0, prefill_weight=50.0)) for i in range(_AT_ONCE))
-            )
-            pulled = await self._cpu_us()
-            grants = [word for word in words if isinstance(word, m.Grant)]
-            await asyncio.gather(*(self._queue.begin(grant) for grant in grants))
-            begun = await self._cpu_us()
-            await asyncio.gather(*(self._queue.finish(grant, 1, _CHUNK, _DETAIL) for grant in grants))
-            enqueues.append((middle - before) / _AT_ONCE)
-            pulls.append((pulled - middle) / _AT_ONCE)
-            finishes.append((await self._cpu_us() - begun) / len(grants))
-            after, words = await self._queue.read_inbox("w", after, block_ms=100)
-        return statistics.median(enqueues), statistics.median(pulls), statistics.median(finishes)
+    async def _park(self) -> None:
+        await self._queue.park(m.Offer("w", "demo", 10**9, 10**6, 10.0, prefill_weight=50.0))
+
+    async def _granted(self) -> list[m.Grant]:
+        self._inbox, words = await self._queue.read_inbox("w", self._inbox, block_ms=100)
+        return [word for word in words if isinstance(word, m.Grant)]
+
+    async def _whole(self, chunks: int, at_once: int) -> None:
+        """So many requests from their beginning to their end, each step of all together."""
+        await asyncio.gather(*(self._queue.enqueue(self._new("g")) for _ in range(at_once)))
+        grants = await self._granted()
+        await asyncio.gather(*(self._queue.begin(grant) for grant in grants))
+        for seq in range(1, chunks):
+            await asyncio.gather(*(self._queue.append(grant, seq, _CHUNK) for grant in grants))
+            self._feed, _ = await self._queue.read_feed("g", self._feed, block_ms=1)
+        await asyncio.gather(*(self._queue.finish(grant, chunks, _CHUNK, _DETAIL) for grant in grants))
+        self._feed, _ = await self._queue.read_feed("g", self._feed, block_ms=1)
+        await self._queue.trim_feed("g", self._feed)
+
+    async def commands(self, chunks: int) -> tuple[float, float, float]:
+        """A request of one chunk: how many scripts, and commands with theirs; and commands of each further chunk."""
+
+        async def counted(count: int) -> tuple[float, float]:
+            await self._redis.config_resetstat()
+            await self._whole(count, _AT_ONCE)
+            stats = await self._redis.info("commandstats")
+            own = ("cmdstat_info", "cmdstat_config|resetstat")
+            calls = {name: float(row["calls"]) for name, row in stats.items() if name not in own}
+            fcalls = calls.pop("cmdstat_fcall")
+            return fcalls / _AT_ONCE, sum(calls.values()) / _AT_ONCE
+
+        await self._fresh()
+        await self._whole(1, _AT_ONCE)  # loads the functions
+        (fcalls, short), (_, long) = await counted(1), await counted(chunks)
+        return fcalls, short, (long - short) / (chunks - 1)
+
+    async def memory(self, count: int, chunks: int) -> dict[str, float]:
+        """Bytes of a request that waits, that runs and has said some chunks, and that ended."""
+        await self._fresh(parked=False)
+        await self._queue.sweep()
+        found, before = {}, await self._used_bytes()
+        await self._enqueue(count)
+        found["waiting"] = (await self._used_bytes() - before) / count
+        found["input"] = float(await self._redis.memory_usage((await self._redis.keys("{s0}:input:*"))[0]))
+        await self._park()
+        grants = await self._granted()
+        while len(grants) < count:
+            grants += await self._granted()
+        await asyncio.gather(*(self._queue.begin(grant) for grant in grants))
+        for seq in range(1, chunks):
+            await asyncio.gather(*(self._queue.append(grant, seq, _CHUNK) for grant in grants))
+        found["running"] = (await self._used_bytes() - before) / count
+        await asyncio.gather(*(self._queue.finish(grant, chunks, _CHUNK, _DETAIL) for grant in grants))
+        found["ended"] = (await self._used_bytes() - before) / count
+        return found
+
+    async def _used_bytes(self) -> int:
+        return int((await self._redis.info("memory"))["used_memory"])
 
     async def _enqueue(self, count: int) -> None:
         for start in range(0, count, 500):
@@ -112,16 +133,14 @@ async def _measure(url: str, args: argparse.Namespace) -> AsyncIterator[str]:
     for at_once in (1, _AT_ONCE):
         cpu_us = await bench.with_chunks(args.chunks, at_once)
         yield f"{args.chunks} chunks, {at_once} at once: {cpu_us:.0f} us of CPU a request"
-    each, its_input = await bench.memory_of_a_waiting(5_000)
-    yield f"a waiting request: {each:.0f} bytes, {its_input:.0f} of them its input's key: {each - its_input:.0f} beyond it"
-    base: tuple[float, ...] = ()
-    for waiting in args.waiting:
-        found = await bench.growth(waiting)
-        base = base or found
-        told = (
-            f"{what} {us:.0f} us ({us / b:.2f} x)" for what, us, b in zip(("enqueue", "pull", "finish"), found, base, strict=True)
-        )
-        yield f"{waiting} waiting: {', '.join(told)}"
+    fcalls, short, each = await bench.commands(args.chunks)
+    yield f"a request with one chunk: {fcalls:.1f} scripts, {short:.1f} commands in all"
+    yield f"each further chunk: 1 script, {each:.1f} commands"
+    held = await bench.memory(5_000, args.chunks)
+    beyond = held["waiting"] - held["input"]
+    yield f"a waiting request: {held['waiting']:.0f} bytes, {held['input']:.0f} of them its input's key: {beyond:.0f} beyond it"
+    yield f"a running one with {args.chunks - 1} chunks: {held['running']:.0f} bytes"
+    yield f"after its end, until retention is over: {held['ended']:.0f} bytes"
     await bench.close()
 
 
@@ -134,7 +153,7 @@ async def _write(url: str, args: argparse.Namespace) -> None:
     told = (
         f"{os.cpu_count()} cores, {product(args.server)}, medians of {_ROUNDS} rounds; load at the end {os.getloadavg()[0]:.1f}."
     )
-    _RESULTS.write_text("\n".join(["# Cost and growth in the server", "", f"`{command}`: {told}", "", *lines]) + "\n")
+    _RESULTS.write_text("\n".join(["# Cost in the server", "", f"`{command}`: {told}", "", *lines]) + "\n")
 
 
 def main() -> None:
@@ -142,7 +161,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--server", default="redis" if "redis" in binaries() else "valkey")
     parser.add_argument("--chunks", type=int, default=30)
-    parser.add_argument("--waiting", type=lambda text: [int(n) for n in text.split(",")], default=[1_000, 100_000])
     args = parser.parse_args()
     with running(args.server) as server:
         asyncio.run(_write(server.url, args))
