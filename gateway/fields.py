@@ -204,9 +204,9 @@ def refuse_unsupported(body: Mapping[str, Any], model: str, *, upstream: bool) -
         raise _unsupported("n", "Penstock gives one answer a request", "Send n requests.")
     if upstream:
         return
-    for name, matters in _UNSUPPORTED.items():
-        value = body.get(name)
-        if value is not None and matters(value):
+    for name in body:
+        matters = _UNSUPPORTED.get(name)
+        if matters is not None and body[name] is not None and matters(body[name]):
             raise _unsupported(
                 name, f"the engine of {model!r} does not do {name}", "Leave it out, or use a model served by `--engine upstream`."
             )

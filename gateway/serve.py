@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dispatch.errors import PenstockError
+from dispatch.garbage import rarely_collect
 from dispatch.processes import die_with_parent
 from dispatch.settings import Settings
 from gateway.app import answer_to, build, redis_url
@@ -47,6 +48,7 @@ def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     log.info("Listening", extra={"host": host, "port": port})
+    rarely_collect()
     server.run(sockets=[bound])
     return 0 if server.started else 1
 

@@ -7,6 +7,7 @@ import uvloop
 
 from dispatch.errors import PenstockError
 from dispatch.fleet import Fleet
+from dispatch.garbage import rarely_collect
 from dispatch.lengths import Lengths
 from dispatch.processes import die_with_parent
 from dispatch.queue import Queue
@@ -38,6 +39,7 @@ async def _run(settings: Settings, url: str) -> int:
         worker = Worker(settings, lambda: engine_for(settings.worker), find_gpus(), queue, inbox, Fleet(redis), Lengths(redis))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, worker.drain)
+        rarely_collect()
         return await worker.run()
     finally:
         await redis.aclose()
