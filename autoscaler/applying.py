@@ -13,8 +13,7 @@ from autoscaler.observe import Around
 from dispatch.errors import PenstockError
 from dispatch.fleet import Fleet
 from dispatch.scale_store import ScaleStore
-from dispatch.scaling import Leadership, Orders, PoolOrders
-from dispatch.settings import Launcher as LauncherName
+from dispatch.scaling import LauncherName, Leadership, Orders, PoolOrders
 
 _log = logging.getLogger("penstock.autoscaler")
 

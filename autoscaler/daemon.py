@@ -29,8 +29,7 @@ from dispatch.processes import die_with_parent
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
 from dispatch.scale_store import ScaleStore
-from dispatch.scaling import Action, DecisionRecord
-from dispatch.settings import Launcher as LauncherName
+from dispatch.scaling import Action, DecisionRecord, LauncherName
 from dispatch.settings import Settings
 from dispatch.tasks import cancelled
 

@@ -1,12 +1,12 @@
 """How many workers a pool should have: `decide`. No clock, no Redis, no process: the same values in, the same decision out.
 
-In this order: the rules' wishes, the largest counts; at least min, the floors of this hour, `initial`; up at once, down only
+In this order: the policies' wishes, the largest counts; at least min, the floors of this hour, `initial`; up at once, down only
 to the peak of a window; steps; not more than one turn a minute; at most max. Capacity is who is ready, starting or loading.
 Who drains is none: whoever carries a decision out keeps a draining worker first where more are needed. Who failed is none.
 
 A turn that bounds force (max lower than what runs, min or a floor higher) or that wakes from zero waits for nothing; to wake is
 no turn.
-Never here: what a rule asks for (policies/), who goes (victims.py), how it is carried out (reconcile.py).
+Never here: what a policy asks for (policies/), who goes (victims.py), how it is carried out (reconcile.py).
 """
 
 import math
@@ -17,17 +17,17 @@ from datetime import UTC, datetime
 
 from autoscaler.history import History, dip, peak, wished
 from autoscaler.policies import latency, queue_delay, request_count, utilisation
-from autoscaler.policies.base import Floor, PoolPolicy, Rule, View, Wish, view_of
+from autoscaler.policies.base import Floor, PoolPolicy, View, Wish, view_of
 from autoscaler.seen import Phase, Seen
-from dispatch.scaling import Action
+from dispatch.scaling import Action, ScalingPolicy
 
-__all__ = ["Decision", "Floor", "History", "PoolPolicy", "Rule", "decide"]
+__all__ = ["Decision", "Floor", "History", "PoolPolicy", "decide"]
 
-RULES: Mapping[Rule, Callable[[View, PoolPolicy], Wish]] = {
-    Rule.QUEUE_DELAY: queue_delay.wish,
-    Rule.REQUEST_COUNT: request_count.wish,
-    Rule.UTILISATION: utilisation.wish,
-    Rule.LATENCY: latency.wish,
+WISHES: Mapping[ScalingPolicy, Callable[[View, PoolPolicy], Wish]] = {
+    ScalingPolicy.QUEUE_DELAY: queue_delay.wish,
+    ScalingPolicy.REQUEST_COUNT: request_count.wish,
+    ScalingPolicy.UTILISATION: utilisation.wish,
+    ScalingPolicy.LATENCY: latency.wish,
 }
 TURN_S = 60.0
 """A pool turns from up to down, or from down to up, at most once in so long."""
@@ -42,7 +42,7 @@ _WHOLE = 1e-9
 class Decision:
     """What a tick decided. `desired` counts all capacity, of other launchers too, and never who drains or failed.
 
-    `raw`: what the rule named `policy` wished; `limits`: what held that back. `replace`: launches that are to be dropped; their
+    `raw`: what the one named `policy` wished; `limits`: what held that back. `replace`: launches that are to be dropped; their
     successors are part of `desired`. `tell`: False for the same hold or block as before.
     """
 
@@ -106,10 +106,10 @@ def _idle_s(history: History, seen: Seen) -> float:
 
 
 def _wish(seen: Seen, policy: PoolPolicy, history: History, late: frozenset[int]) -> tuple[str, Wish]:
-    """The largest of the rules' wishes, and whose it is."""
+    """The largest of the policies' wishes, and whose it is."""
     since_up_s = math.inf if history.up_at_s is None else seen.at_s - history.up_at_s
     view = view_of(seen, late, since_up_s)
-    wishes = [(str(rule), RULES[rule](view, policy)) for rule in policy.rules]
+    wishes = [(str(name), WISHES[name](view, policy)) for name in policy.policies]
     name, wish = max(wishes, key=lambda named: named[1].workers, default=("", Wish(0.0, "no rule asks for workers")))
     if view.waiting and wish.workers <= 0:
         return name, Wish(1.0, f"{wish.reason}; {view.waiting} waiting need one")

@@ -2,10 +2,10 @@
 
 import re
 
-from autoscaler.policy import Floor, PoolPolicy, Rule
+from autoscaler.policy import Floor, PoolPolicy
 from dispatch.errors import PenstockError
 from dispatch.scaling import PoolOverride
-from dispatch.settings import PoolSettings
+from dispatch.settings_scale import PoolSettings
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _FLOOR = re.compile(r"(?:(\S+) +)?(\d{1,2}):(\d{2}) *- *(\d{1,2}):(\d{2}) +(\d+)")
@@ -23,7 +23,7 @@ def policy_of(settings: PoolSettings, override: PoolOverride | None) -> PoolPoli
         min=min(least, most),
         max=most,
         initial=settings.initial,
-        rules=tuple(Rule(policy) for policy in settings.policies),
+        policies=settings.policies,
         target_s=override.target_s or settings.target_s,
         requests_per_worker=settings.requests_per_worker,
         utilisation=settings.utilisation,

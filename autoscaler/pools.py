@@ -11,8 +11,9 @@ from autoscaler.policy import PoolPolicy
 from autoscaler.pool_policy import policy_of
 from autoscaler.seen import Seen
 from dispatch.keys import check_model_name
-from dispatch.scaling import Launch, PoolOrders, PoolOverride
-from dispatch.settings import Launcher, PoolSettings, Settings
+from dispatch.scaling import Launch, LauncherName, PoolOrders, PoolOverride
+from dispatch.settings import Settings
+from dispatch.settings_scale import PoolSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Pool:
 
     name: str
     model: str
-    launcher: Launcher
+    launcher: LauncherName
     policy: PoolPolicy
     worker: Mapping[str, str] = field(default_factory=dict)
     need_bytes: int = 0
@@ -79,9 +80,9 @@ def _has_moved(pool: Pool, left: PoolOrders | None) -> bool:
     return left is not None and bool(left.launches) and bool(left.launcher) and left.launcher != pool.launcher
 
 
-def _emptied(left: PoolOrders, launcher: Launcher) -> Pool:
+def _emptied(left: PoolOrders, launcher: LauncherName) -> Pool:
     none = policy_of(PoolSettings(min=0, max=0, down_window_s=0), None)
-    return Pool(left.pool, left.model, Launcher(left.launcher or launcher), none)
+    return Pool(left.pool, left.model, LauncherName(left.launcher or launcher), none)
 
 
 def _pool(name: str, pool: PoolSettings, settings: Settings, override: PoolOverride | None) -> Pool:

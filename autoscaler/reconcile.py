@@ -18,7 +18,7 @@ from autoscaler.arrange import Arrangement, adopt, arrange
 from autoscaler.history import recalled
 from autoscaler.launchers.base import Assigns, DiesWithUs
 from autoscaler.observe import Around, Learned, look_around, observe
-from autoscaler.policy import Decision, History, Rule, decide
+from autoscaler.policy import Decision, History, decide
 from autoscaler.pools import Pool, share_of
 from autoscaler.records import record_of
 from autoscaler.seen import Phase, Seen
@@ -28,8 +28,18 @@ from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
 from dispatch.scale_store import ScaleStore
-from dispatch.scaling import Action, DecisionRecord, LaunchReport, Leadership, Orders, PoolOrders, PoolOverride, PoolStatus
-from dispatch.settings import Launcher as LauncherName
+from dispatch.scaling import (
+    Action,
+    DecisionRecord,
+    LauncherName,
+    LaunchReport,
+    Leadership,
+    Orders,
+    PoolOrders,
+    PoolOverride,
+    PoolStatus,
+    ScalingPolicy,
+)
 
 _log = logging.getLogger("penstock.autoscaler")
 _REPORTS_SHOWN = 50
@@ -257,7 +267,7 @@ class Reconciler:
                 reports,
                 memory.learned,
                 unplaceable=await launcher.unplaceable(pool.name, pool.need_bytes),
-                wants_ttft=Rule.LATENCY in pool.policy.rules,
+                wants_ttft=ScalingPolicy.LATENCY in pool.policy.policies,
                 others={n for other in before.values() if other.pool != pool.name for n in Orders("", 0, (other,)).launches()},
             )
             seen = share_of(seen, pool, pools)

@@ -1,6 +1,6 @@
 """Where settings come from: flag > environment > .env > penstock.toml > default, merged key by key with their origins.
 
-Never here: which settings exist and what they mean (settings.py).
+Never here: which settings exist and what they mean (settings.py, settings_scale.py).
 """
 
 import difflib

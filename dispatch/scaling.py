@@ -13,6 +13,25 @@ from dispatch.messages import SCHEMA_VERSION
 from dispatch.reports import GpuStatus
 
 
+class LauncherName(StrEnum):
+    """Who starts and ends workers."""
+
+    LOCAL = "local"
+    AGENTS = "agents"
+    DOCKER = "docker"
+    KUBERNETES = "kubernetes"
+    EXEC = "exec"
+
+
+class ScalingPolicy(StrEnum):
+    """What may ask for workers. autoscaler/policy.py has what each asks for."""
+
+    QUEUE_DELAY = "queue_delay"
+    REQUEST_COUNT = "request_count"
+    UTILISATION = "utilisation"
+    LATENCY = "latency"
+
+
 class LaunchState(StrEnum):
     """What the hands know of a worker that was ordered."""
 

@@ -1,6 +1,6 @@
 """Signatures of webhooks, as Standard Webhooks have them. Pure.
 
-Never here: what is signed (webhooks.py), where the secret comes from (settings.py).
+Never here: what is signed (webhooks.py), where the secret comes from (settings_scale.py).
 """
 
 import base64

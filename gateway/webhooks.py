@@ -5,7 +5,7 @@ from typing import Any
 
 from dispatch.errors import PenstockError
 from dispatch.records import RequestRecord
-from dispatch.settings import WebhookSettings
+from dispatch.settings_scale import WebhookSettings
 from dispatch.webhooks import EVENTS, Webhook, check_url, events_of, masked
 from gateway.fields import NativeFields, WebhookFields
 

@@ -23,8 +23,9 @@ from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
 from dispatch.scale_store import ScaleStore
-from dispatch.scaling import Action, DecisionRecord, LaunchState
-from dispatch.settings import Launcher, PoolSettings, Settings
+from dispatch.scaling import Action, DecisionRecord, LauncherName, LaunchState
+from dispatch.settings import Settings
+from dispatch.settings_scale import PoolSettings
 from dispatch.tasks import cancelled
 from penstock import console
 from penstock.failures import USAGE, Failure
@@ -53,7 +54,11 @@ class Workforce:
         fleet = Fleet(self._redis)
         self._aftermath = Aftermath(Queue(self._redis, settings.queue.rules()), fleet)
         self._reconciler = reconciler_for(
-            self._settings, ScaleStore(self._redis), Demand(self._redis, ShardKeys("s0")), fleet, {Launcher.LOCAL: self._launcher}
+            self._settings,
+            ScaleStore(self._redis),
+            Demand(self._redis, ShardKeys("s0")),
+            fleet,
+            {LauncherName.LOCAL: self._launcher},
         )
         self._moving: set[asyncio.Task[None]] = set()
         self._told_standby = False
@@ -149,9 +154,9 @@ def _with_pools(settings: Settings, bounds: tuple[int, int] | None, *, ours: boo
     host = _POOL_NAME.sub("-", socket.gethostname())[:30]
     # Where a launcher was named for all pools, those that name none are that one's.
     here = (
-        (Launcher.LOCAL,)
-        if "launcher" in asked.model_fields_set and asked.launcher is not Launcher.LOCAL
-        else (None, Launcher.LOCAL)
+        (LauncherName.LOCAL,)
+        if "launcher" in asked.model_fields_set and asked.launcher is not LauncherName.LOCAL
+        else (None, LauncherName.LOCAL)
     )
     pools = {f"{name}{'' if ours else f'@{host}'}": pool for name, pool in asked.pools.items() if pool.launcher in here}
     if pools and bounds is not None:
@@ -164,7 +169,7 @@ def _with_pools(settings: Settings, bounds: tuple[int, int] | None, *, ours: boo
         name = _POOL_NAME.sub("-", model)[:30] + ("" if ours else f"@{host}")
         served = {"served_name": model}
         pools = {name: PoolSettings(min=least, max=most, initial=min(1, most), worker=served)}
-    changed = {"group": "up" if ours else f"up@{host}", "launcher": Launcher.LOCAL, "pools": pools}
+    changed = {"group": "up" if ours else f"up@{host}", "launcher": LauncherName.LOCAL, "pools": pools}
     return settings.model_copy(update={"autoscaler": asked.model_copy(update=changed)})
 
 

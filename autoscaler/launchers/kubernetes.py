@@ -12,8 +12,8 @@ from autoscaler.launchers import pods
 from autoscaler.launchers.fence import Fence
 from autoscaler.launchers.kubernetes_api import ACCOUNT, KubernetesApi
 from dispatch.errors import PenstockError
-from dispatch.scaling import LaunchReport, LaunchState, Orders, PoolOrders
-from dispatch.settings import Launcher, Settings
+from dispatch.scaling import LauncherName, LaunchReport, LaunchState, Orders, PoolOrders
+from dispatch.settings import Settings
 
 EPOCH = "penstock.dev/epoch"
 _TRIES = 5
@@ -162,7 +162,7 @@ def deployments(settings: Settings) -> dict[str, tuple[str, str]]:
     """Namespace and name of the Deployment of each pool of this launcher. Raises PenstockError if two pools share one."""
     found: dict[str, tuple[str, str]] = {}
     for pool, asked in settings.autoscaler.pools.items():
-        if (asked.launcher or settings.autoscaler.launcher) is not Launcher.KUBERNETES:
+        if (asked.launcher or settings.autoscaler.launcher) is not LauncherName.KUBERNETES:
             continue
         text = asked.deployment or settings.autoscaler.deployment
         if text is None:

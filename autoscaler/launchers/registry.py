@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from autoscaler.launchers.base import Launcher
 from dispatch.errors import PenstockError
-from dispatch.settings import Launcher as Name
+from dispatch.scaling import LauncherName
 from dispatch.settings import Settings
 
 
@@ -29,14 +29,14 @@ def _kubernetes(settings: Settings) -> Launcher:
     return KubernetesLauncher(settings)
 
 
-BUILDERS: Mapping[Name, Callable[[Settings], Launcher]] = {
-    Name.DOCKER: _docker,
-    Name.KUBERNETES: _kubernetes,
-    Name.EXEC: _exec,
+BUILDERS: Mapping[LauncherName, Callable[[Settings], Launcher]] = {
+    LauncherName.DOCKER: _docker,
+    LauncherName.KUBERNETES: _kubernetes,
+    LauncherName.EXEC: _exec,
 }
 
 
-def build(name: Name, settings: Settings) -> Launcher:
+def build(name: LauncherName, settings: Settings) -> Launcher:
     """The launcher of that name. Raises PenstockError("bad_setting") if it cannot be built from settings alone."""
     if name not in BUILDERS:
         raise PenstockError(
@@ -51,11 +51,11 @@ def build(name: Name, settings: Settings) -> Launcher:
 class Launchers:
     """Launchers by name, each made when it is first asked for: also those that only pools of before had."""
 
-    def __init__(self, make: Callable[[Name], Launcher]) -> None:
+    def __init__(self, make: Callable[[LauncherName], Launcher]) -> None:
         self._make = make
-        self._made: dict[Name, Launcher] = {}
+        self._made: dict[LauncherName, Launcher] = {}
 
-    def __getitem__(self, name: Name) -> Launcher:
+    def __getitem__(self, name: LauncherName) -> Launcher:
         """Raises PenstockError if it cannot be made."""
         if name not in self._made:
             self._made[name] = self._make(name)

@@ -4,18 +4,9 @@ Never here: how many workers that makes after bounds and windows (policy.py).
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from autoscaler.seen import Phase, Seen, SeenWorker
-
-
-class Rule(StrEnum):
-    """What may ask for workers."""
-
-    QUEUE_DELAY = "queue_delay"
-    REQUEST_COUNT = "request_count"
-    UTILISATION = "utilisation"
-    LATENCY = "latency"
+from dispatch.scaling import ScalingPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +21,12 @@ class Floor:
 
 @dataclass(frozen=True, slots=True)
 class PoolPolicy:
-    """How one pool is scaled. dispatch/settings.PoolSettings says what each field means; 0 steps are unlimited."""
+    """How one pool is scaled. dispatch/settings_scale.PoolSettings says what each field means; 0 steps are unlimited."""
 
     min: int = 0
     max: int = 1
     initial: int = 0
-    rules: tuple[Rule, ...] = (Rule.QUEUE_DELAY,)
+    policies: tuple[ScalingPolicy, ...] = (ScalingPolicy.QUEUE_DELAY,)
     target_s: float = 5.0
     requests_per_worker: float = 8.0
     utilisation: float = 0.8

@@ -12,7 +12,7 @@ from collections import Counter
 from autoscaler.webhooks.backoff import next_wait_s
 from autoscaler.webhooks.sending import Answer, Resolve, post, resolve
 from dispatch.outbox import Outbox, Verdict
-from dispatch.settings import WebhookSettings
+from dispatch.settings_scale import WebhookSettings
 from dispatch.signing import secret_bytes, signed
 from dispatch.webhooks import Webhook, WebhookState, event_id, event_of, host_of
 

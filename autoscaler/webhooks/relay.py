@@ -11,7 +11,7 @@ from autoscaler.jobs.line import WEBHOOKS, JobLine
 from autoscaler.jobs.payload import Op
 from dispatch.faults import is_unreachable
 from dispatch.outbox import Due, Outbox
-from dispatch.settings import WebhookSettings
+from dispatch.settings_scale import WebhookSettings
 
 AT_ONCE = 8
 """Tries at once in one runner."""

@@ -74,16 +74,17 @@ def simulate_scaled(
 
 
 def _policy(args: argparse.Namespace, most: int) -> "PoolPolicy":
-    from autoscaler.policy import PoolPolicy, Rule
+    from autoscaler.policy import PoolPolicy
+    from dispatch.scaling import ScalingPolicy
 
     least, _, upper = args.workers.partition("..") if args.workers else ("0", "", str(most))
     if not least.isdigit() or not upper.isdigit() or not int(least) <= int(upper) <= most:
         raise Failure(f"--workers does not understand {args.workers!r}", "", f"Say 0..{most}; the fleet has {most}", USAGE)
     names = [name.strip() for name in args.policy.split(",")]
     for name in names:
-        if name not in list(Rule):
-            raise Failure(f"no policy {name!r}", f"it is one of {', '.join(Rule)}", "Name those", USAGE)
-        if name in (Rule.UTILISATION, Rule.LATENCY):
+        if name not in list(ScalingPolicy):
+            raise Failure(f"no policy {name!r}", f"it is one of {', '.join(ScalingPolicy)}", "Name those", USAGE)
+        if name in (ScalingPolicy.UTILISATION, ScalingPolicy.LATENCY):
             raise Failure(
                 f"{name} is not simulated", "the simulator knows no such gauge", "Take queue_delay, request_count", USAGE
             )
@@ -92,7 +93,7 @@ def _policy(args: argparse.Namespace, most: int) -> "PoolPolicy":
     return PoolPolicy(
         min=int(least),
         max=int(upper),
-        rules=tuple(Rule(name) for name in names),
+        policies=tuple(ScalingPolicy(name) for name in names),
         target_s=args.target,
         requests_per_worker=args.per_worker,
         up_window_s=args.up_window,

@@ -15,8 +15,19 @@ from autoscaler.pools import pools_of
 from dispatch.configuration import as_environment, load
 from dispatch.keys import ShardKeys
 from dispatch.metrics_scale import ScaleView
-from dispatch.scaling import Action, DecisionRecord, Launch, LaunchReport, LaunchState, Leadership, Orders, PoolStatus
-from dispatch.settings import Launcher, ScalingPolicy, WorkerSettings
+from dispatch.scaling import (
+    Action,
+    DecisionRecord,
+    Launch,
+    LauncherName,
+    LaunchReport,
+    LaunchState,
+    Leadership,
+    Orders,
+    PoolStatus,
+    ScalingPolicy,
+)
+from dispatch.settings import WorkerSettings
 from dispatch.states import Priority
 from tests.autoscaler.kubernetes_stub import StubCluster
 from tests.autoscaler.test_kubernetes_launcher import cluster, make, orders  # noqa: F401
@@ -40,8 +51,8 @@ def test_the_toml_example_is_complete_and_valid(tmp_path: Path) -> None:
     settings = load({}, environment={}, folder=tmp_path).settings
     pools = pools_of(settings, {}, {})
     assert [(p.name, p.model, p.launcher, p.policy.max) for p in pools] == [
-        ("chat", "Qwen/Qwen3-0.6B", Launcher.AGENTS, 8),
-        ("embedding-api", "served-elsewhere", Launcher.EXEC, 2),
+        ("chat", "Qwen/Qwen3-0.6B", LauncherName.AGENTS, 8),
+        ("embedding-api", "served-elsewhere", LauncherName.EXEC, 2),
     ]
     assert [(floor.from_minute, floor.least) for floor in pools[0].policy.floors] == [(8 * 60, 2)]
     assert pools[1].worker["upstream_url"] == "http://10.0.0.9:8080/v1"
@@ -52,7 +63,7 @@ def test_the_toml_example_is_complete_and_valid(tmp_path: Path) -> None:
 
 def test_every_launcher_policy_action_and_field_of_a_decision_is_told() -> None:
     fields = [name for name in DecisionRecord.__dataclass_fields__ if name != "v"]
-    for word in (*Launcher, *ScalingPolicy, *Action, *fields):
+    for word in (*LauncherName, *ScalingPolicy, *Action, *fields):
         assert f"`{word}`" in OPERATORS, word
     for state in LaunchState:
         assert f"`{state}`" in LAUNCHERS, state

@@ -10,8 +10,7 @@ from autoscaler.launchers import pods
 from autoscaler.launchers.kubernetes import EPOCH, KubernetesLauncher, deployments
 from autoscaler.launchers.registry import BUILDERS, build
 from dispatch.errors import PenstockError
-from dispatch.scaling import Launch, LaunchState, Orders, PoolOrders
-from dispatch.settings import Launcher as Name
+from dispatch.scaling import Launch, LauncherName, LaunchState, Orders, PoolOrders
 from dispatch.settings import Settings
 from tests.autoscaler.engines import serving_http
 from tests.autoscaler.kubernetes_stub import StubCluster
@@ -271,10 +270,10 @@ async def test_each_pool_has_a_deployment_of_its_own(cluster: StubCluster, make:
 
 async def test_launchers_are_found_by_name(tmp_path: Path) -> None:
     settings = Settings.model_validate({"autoscaler": {"script": "/bin/true", "kubernetes_url": "http://127.0.0.1:1"}})
-    for name in (Name.DOCKER, Name.EXEC, Name.KUBERNETES):
+    for name in (LauncherName.DOCKER, LauncherName.EXEC, LauncherName.KUBERNETES):
         built = build(name, settings)
         assert type(built).__name__.lower() == f"{name}launcher"
         await built.close()
-    for name in set(Name) - set(BUILDERS):
+    for name in set(LauncherName) - set(BUILDERS):
         with pytest.raises(PenstockError, match="cannot be started here"):
             build(name, settings)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from autoscaler.policy import Floor, History, PoolPolicy, Rule, decide
+from autoscaler.policy import Floor, History, PoolPolicy, decide
 from autoscaler.seen import Phase, SeenWorker
-from dispatch.scaling import Action
+from dispatch.scaling import Action, ScalingPolicy
 from tests.autoscaler.seeing import BEGIN_S, played, seen, workers
 
 WIDE = PoolPolicy(max=100)
@@ -57,21 +57,31 @@ def test_what_is_on_the_way_is_not_ordered_again() -> None:
 @pytest.mark.parametrize(
     ("policy", "shown", "desired", "reason"),
     [
-        (replace(WIDE, rules=(Rule.REQUEST_COUNT,)), {"waiting": 12, "running": 9}, 3, "12 waiting + 9 running, 8 a worker"),
-        (replace(WIDE, rules=(Rule.UTILISATION,)), {"running": 9}, 3, "utilisation 0.95 > target 0.8 on 2 ready"),
         (
-            replace(WIDE, rules=(Rule.LATENCY,)),
+            replace(WIDE, policies=(ScalingPolicy.REQUEST_COUNT,)),
+            {"waiting": 12, "running": 9},
+            3,
+            "12 waiting + 9 running, 8 a worker",
+        ),
+        (replace(WIDE, policies=(ScalingPolicy.UTILISATION,)), {"running": 9}, 3, "utilisation 0.95 > target 0.8 on 2 ready"),
+        (
+            replace(WIDE, policies=(ScalingPolicy.LATENCY,)),
             {"running": 9, "ttft_p95_s": 3.0},
             3,
             "p95 time to first token 3.00 s > target 2 s",
         ),
         (
-            replace(WIDE, rules=(Rule.LATENCY,)),
+            replace(WIDE, policies=(ScalingPolicy.LATENCY,)),
             {"running": 9, "ttft_p95_s": 1.9},
             2,
             "p95 time to first token 1.90 s <= target 2 s",
         ),
-        (replace(WIDE, rules=tuple(Rule)), {"running": 33, "ttft_p95_s": 3.0}, 5, "0 waiting + 33 running, 8 a worker"),
+        (
+            replace(WIDE, policies=tuple(ScalingPolicy)),
+            {"running": 33, "ttft_p95_s": 3.0},
+            5,
+            "0 waiting + 33 running, 8 a worker",
+        ),
     ],
 )
 def test_each_rule_and_the_largest(policy: PoolPolicy, shown: dict[str, float], desired: int, reason: str) -> None:
@@ -82,14 +92,14 @@ def test_each_rule_and_the_largest(policy: PoolPolicy, shown: dict[str, float], 
 
 def test_latency_waits_until_its_figure_tells_of_the_last_change() -> None:
     slow = {"running": 9, "ttft_p95_s": 9.0, "cold_start_s": (5.0, 6.0)}
-    policy = replace(WIDE, rules=(Rule.LATENCY,))
+    policy = replace(WIDE, policies=(ScalingPolicy.LATENCY,))
     looks = [seen(0, workers(2), **slow), *(seen(t, workers(4), **slow) for t in range(1, 70))]
     decisions, _ = played(policy, looks)
     assert [n for n, d in enumerate(decisions) if d.action is Action.UP] == [0, 65]
 
 
 def test_memory_counts_only_where_something_is_held() -> None:
-    policy = replace(WIDE, rules=(Rule.UTILISATION,))
+    policy = replace(WIDE, policies=(ScalingPolicy.UTILISATION,))
     full = [replace(worker, memory_used=0.98) for worker in workers(2)]
     assert decide(seen(0, full), policy, History())[0].raw == 0.0
     assert decide(seen(0, [replace(worker, held=1) for worker in full], running=2), policy, History())[0].desired == 3

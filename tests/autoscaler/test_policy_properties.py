@@ -5,9 +5,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscaler.policy import TURN_S, Decision, History, PoolPolicy, Rule, decide
+from autoscaler.policy import TURN_S, Decision, History, PoolPolicy, decide
 from autoscaler.seen import Phase, Seen, SeenWorker
-from dispatch.scaling import Action
+from dispatch.scaling import Action, ScalingPolicy
 from tests.autoscaler.seeing import BEGIN_S
 
 PHASES = st.sampled_from([*Phase, Phase.READY, Phase.READY])
@@ -17,7 +17,7 @@ POLICIES = st.builds(
     min=st.integers(0, 4),
     max=st.integers(0, 30),
     initial=st.integers(0, 5),
-    rules=st.lists(st.sampled_from(Rule), min_size=0, max_size=4, unique=True).map(tuple),
+    policies=st.lists(st.sampled_from(ScalingPolicy), min_size=0, max_size=4, unique=True).map(tuple),
     target_s=st.floats(0.1, 60),
     up_window_s=st.sampled_from([0.0, 0.0, 5.0, 30.0]),
     down_window_s=st.sampled_from([0.0, 10.0, 60.0]),

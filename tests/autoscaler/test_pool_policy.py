@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autoscaler.policy import Floor, Rule
+from autoscaler.policy import Floor
 from autoscaler.pool_policy import floor_of, policy_of
 from dispatch.errors import PenstockError
-from dispatch.scaling import PoolOverride
-from dispatch.settings import PoolSettings, ScalingPolicy
+from dispatch.scaling import PoolOverride, ScalingPolicy
+from dispatch.settings_scale import PoolSettings
 
 GOOD = {
     "mon-fri 08:00-18:00 2": Floor((0, 1, 2, 3, 4), 480, 1_080, 2),
@@ -67,11 +67,10 @@ def test_every_setting_arrives() -> None:
         "idle_timeout_s": 31.0,
     }  # fmt: skip
     policy = policy_of(PoolSettings.model_validate(given_), None)
-    assert policy.rules == (Rule.UTILISATION, Rule.LATENCY)
+    assert policy.policies == (ScalingPolicy.UTILISATION, ScalingPolicy.LATENCY)
     assert {name: getattr(policy, name) for name in given_ if name != "policies"} == {
         name: value for name, value in given_.items() if name != "policies"
     }
-    assert {str(policy) for policy in ScalingPolicy} == {str(rule) for rule in Rule}
 
 
 def test_what_an_operator_set_counts_more() -> None:

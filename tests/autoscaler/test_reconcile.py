@@ -16,8 +16,8 @@ from dispatch.messages import InferenceRequest, InputKind, NewRequest, Sampling,
 from dispatch.queue import Queue
 from dispatch.reports import ModelCard
 from dispatch.scale_store import ScaleStore
-from dispatch.scaling import Action, LaunchReport, Orders, PoolOrders, PoolOverride
-from dispatch.settings import Launcher, Settings
+from dispatch.scaling import Action, LauncherName, LaunchReport, Orders, PoolOrders, PoolOverride
+from dispatch.settings import Settings
 from tests.autoscaler.hands import Clock, Hands
 
 LEASE_MS = 5_000
@@ -37,10 +37,10 @@ class Stage:
 
     def autoscaler(self, name: str = "as-1", *, dry_run: bool = False, pools: Pools | None = None) -> Reconciler:
         def one_pool(overrides: Mapping[str, PoolOverride], left: Mapping[str, PoolOrders]) -> list[Pool]:
-            return [Pool("p", "m", Launcher.LOCAL, self.policy, {"model": "m"}, override=overrides.get("p"))]
+            return [Pool("p", "m", LauncherName.LOCAL, self.policy, {"model": "m"}, override=overrides.get("p"))]
 
         return Reconciler(
-            "main", name, self.store, self._demand, self.fleet, {Launcher.LOCAL: self.hands}, pools or one_pool,
+            "main", name, self.store, self._demand, self.fleet, {LauncherName.LOCAL: self.hands}, pools or one_pool,
             lease_ms=LEASE_MS, keep=1000, dry_run=dry_run,
         )  # fmt: skip
 
@@ -318,7 +318,7 @@ async def test_two_pools_of_one_model_leave_each_others_workers_alone(stage: Sta
     stage.policy = PoolPolicy(min=1, max=2)
 
     def pools(overrides: Mapping[str, PoolOverride], left: Mapping[str, PoolOrders]) -> list[Pool]:
-        return [Pool(name, "m", Launcher.LOCAL, stage.policy, {"model": "m"}) for name in ("p", "q")]
+        return [Pool(name, "m", LauncherName.LOCAL, stage.policy, {"model": "m"}) for name in ("p", "q")]
 
     one = stage.autoscaler(pools=pools)
     await stage.go(one, 90)

@@ -27,7 +27,8 @@ from dispatch.errors import PenstockError
 from dispatch.outbox import Outbox
 from dispatch.queue import Queue
 from dispatch.rules import QueueRules
-from dispatch.settings import AgentSettings, RedisSettings, Settings, WebhookSettings
+from dispatch.settings import RedisSettings, Settings
+from dispatch.settings_scale import AgentSettings, WebhookSettings
 from dispatch.webhooks import Webhook
 from tests.autoscaler.receiver import OK, Receiver, answer
 from tests.gateway.helpers import until

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from dispatch.fleet import Fleet
 from dispatch.outbox import Outbox, Verdict
 from dispatch.queue import Queue
-from dispatch.settings import WebhookSettings
+from dispatch.settings_scale import WebhookSettings
 from penstock.cli import main
 from tests.gateway.helpers import FakeWorker, Running, serving, settings_for
 from tests.servers import RealServer, binaries, running

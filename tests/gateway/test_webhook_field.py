@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from dispatch.outbox import Outbox, Verdict
 from dispatch.queue import Queue
-from dispatch.settings import WebhookSettings
+from dispatch.settings_scale import WebhookSettings
 from gateway.promises import Promises
 from tests.gateway.helpers import MODEL, FakeWorker, Running, serving, settings_for, until
 
