@@ -5,6 +5,7 @@ Redis being away stops no computation; its writes are repeated until the lease i
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -68,16 +69,19 @@ class Execution:
         self._seq = 0
         self._gathered = Gathered()
         self._fresh = asyncio.Event()
+        self._ended = asyncio.Event()
+        """The engine says nothing more."""
         self._began = False
         self._said_last = False
         self._decided: Outcome | None = None
-        self._work_task: asyncio.Task[Outcome] | None = None
+        self._working: asyncio.Task[Any] | None = None
+        self._writing: asyncio.Task[Outcome | None] | None = None
 
     async def run(self) -> Outcome:
-        """Work it to its outcome, and write what follows from it."""
-        self._work_task = asyncio.create_task(self._work())
+        """Work it to its outcome, and write what follows from it. In a task of its own, which `stop` and the like break off
+        while it works."""
         try:
-            outcome = await self._work_task
+            outcome = await self._while_working()
         except asyncio.CancelledError:
             if self._decided is None:
                 raise
@@ -94,6 +98,19 @@ class Execution:
                 # What this worker cannot even read, a newer one may.
                 outcome = Retryable(outcome.code, outcome.message)
         return await self._conclude(self._decided or outcome)
+
+    async def _while_working(self) -> Outcome:
+        task = self._working = asyncio.current_task()
+        try:
+            return await self._work()
+        finally:
+            self._working = None
+            if self._decided is not None and task is not None:
+                # Decided in the midst of our own step, the cancel is still to be thrown: here, and not at what follows.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+                while task.cancelling():
+                    task.uncancel()
 
     async def _is_crowded(self) -> bool:
         """Whether it was the others' memory it lacked. On a busy machine what the engine said of them before may not be counted
@@ -133,8 +150,8 @@ class Execution:
 
     def _decide(self, outcome: Outcome) -> None:
         self._decided = self._decided or outcome
-        if self._work_task is not None:
-            self._work_task.cancel()
+        if self._working is not None:
+            self._working.cancel()
 
     # ---- from grant to outcome
 
@@ -151,13 +168,31 @@ class Execution:
         if most_tokens > self._info.limit_tokens:
             return await self._too_big(most_tokens)
         self.growth.begun(begun.request, most_tokens, len(done))
-        generation = asyncio.create_task(self._generate(begun, done))
         try:
-            return await self._write_until_ended(generation)
+            return await self._answered(begun, done)
         finally:
-            generation.cancel()
-            # Closing the engine's iterator IS cancel: it is over before anything is written about the outcome.
-            await asyncio.gather(generation, return_exceptions=True)
+            if self._writing is not None and not self._writing.done():
+                self._writing.cancel()
+                await asyncio.wait({self._writing})
+
+    async def _answered(self, begun: Begun, done: Any) -> Outcome:
+        """Generate to the end, while what gathers is written."""
+        try:
+            outcome: Outcome | Exception = await self._generate(begun, done)
+        except asyncio.CancelledError:
+            if self._decided is not None or self._working is None or self._writing is None or not self._writing.done():
+                raise
+            self._working.uncancel()
+            outcome = Lost("nothing more may be written")
+        except Exception as error:
+            outcome = error
+        self._ended.set()
+        self._fresh.set()
+        if self._writing is not None:
+            outcome = await self._writing or outcome
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     async def _too_big(self, most_tokens: int) -> Outcome:
         """It may come to need more than all there is here. Priced at its most it goes to a worker that has so much."""
@@ -167,7 +202,7 @@ class Execution:
         return Failed("unschedulable", f"The request needs up to {most_tokens} KV tokens; this worker holds {limit}.")
 
     async def _generate(self, begun: Begun, done: Any) -> Completed:
-        """Take what the engine says into `_gathered`, to the end."""
+        """Take what the engine says into `_gathered`, to the end. What comes before its last word is written meanwhile."""
         self.generating, self.generating_since = True, time.monotonic()
         try:
             self._around.begun(-(-self.holding.reach_tokens // PAGE_TOKENS))
@@ -181,31 +216,40 @@ class Execution:
                     self._on_tokens(tokens)
                     if pages := self.growth.count(tokens):
                         self._around.grown(pages)
-                    self._fresh.set()
                     if chunk.finish_reason is not None:
                         self._said_last = True
                         self.growth.ended_by_itself = chunk.finish_reason is FinishReason.STOP
                         return Completed(_detail(chunk, resumed_tokens=len(done)))
+                    self._fresh.set()
+                    if self._writing is None:
+                        self._writing = asyncio.create_task(self._write_until_ended())
+                        self._writing.add_done_callback(self._written)
             raise EngineError("engine_error", "The engine ended an answer without saying why.", retryable=True)
         except EngineDead:
             self.crashed = True
             raise
         finally:
             self.generating = self.crashed
-            self._fresh.set()
 
-    async def _write_until_ended(self, generation: asyncio.Task[Completed]) -> Outcome:
-        """Append what gathers. The last piece is left for `finish`, which carries it."""
+    def _written(self, writing: asyncio.Task[Outcome | None]) -> None:
+        """Nothing more may be written while the engine still speaks: that is of no use any more."""
+        if self._working is not None and not self._ended.is_set() and not writing.cancelled():
+            self._working.cancel()
+
+    async def _write_until_ended(self) -> Outcome | None:
+        """Append what gathers. The last piece is left for `finish`, which carries it. None: all that was to be written is."""
         last_write_at = 0.0
         while True:
             await self._fresh.wait()
             if self._said_last:
-                await asyncio.wait({generation})
+                await self._ended.wait()
             gap_s = last_write_at + _BUSY_GAP_S - time.monotonic()
-            if gap_s > 0 and not generation.done() and self._is_busy() and self._gathered.size < _FULL_SIZE:
-                await asyncio.wait({generation}, timeout=gap_s)
+            if gap_s > 0 and not self._ended.is_set() and self._is_busy() and self._gathered.size < _FULL_SIZE:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(gap_s):
+                        await self._ended.wait()
             self._fresh.clear()
-            ended = generation.done()
+            ended = self._ended.is_set()
             for _ in range(len(self._gathered) - ended):  # what comes meanwhile gathers
                 last_write_at = time.monotonic()
                 status = await self._append(self._gathered.take())
@@ -214,7 +258,7 @@ class Execution:
                 if status is WriteStatus.GAP:
                     return self._gap()
             if ended:
-                return generation.result()
+                return None
 
     # ---- from outcome to consequence
 

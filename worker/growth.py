@@ -18,6 +18,8 @@ class Growth:
         """So many of them were counted for what is learned of lengths."""
         self.is_text = False
         self.ended_by_itself = False
+        self.at_most_tokens = granted_tokens
+        """What it counts at the most, cheaply: nothing that is kept for it is more."""
         self._granted_tokens = granted_tokens
         self._moves_overruns = moves_overruns
         self._prompt_tokens = self._most_tokens = 0
@@ -27,6 +29,7 @@ class Growth:
         self.is_text = request.kind is not InputKind.OPAQUE
         self._prompt_tokens = prompt_tokens(request) if self.is_text else most_tokens
         self._most_tokens = most_tokens
+        self.at_most_tokens = max(self._granted_tokens, most_tokens)
         self.spoken_tokens = self.told_tokens = done_tokens
 
     def count(self, tokens: int) -> int:
@@ -45,11 +48,6 @@ class Growth:
         used = min(most, cost_tokens(self._prompt_tokens, self.spoken_tokens)) if generating else 0
         needed = expected_tokens(granted, self._prompt_tokens, self.spoken_tokens, most)
         return Holding(granted, needed, used, most)
-
-    @property
-    def at_most_tokens(self) -> int:
-        """What it counts at the most, cheaply: nothing that is kept for it is more."""
-        return max(self._granted_tokens, self._most_tokens)
 
     @property
     def dearer_tokens(self) -> int:

@@ -29,7 +29,7 @@ class Held:
 
     def __init__(self) -> None:
         self._executions: dict[tuple[str, int], Execution] = {}
-        self._admitted: set[tuple[str, int]] = set()
+        self._admitted: dict[tuple[str, int], Execution] = {}
         self._changed = asyncio.Event()
         self._cautious_until = 0.0
         self._spare_pages = 0
@@ -48,7 +48,7 @@ class Held:
 
     def remove(self, execution: Execution) -> None:
         self._executions.pop(_key(execution.grant), None)
-        self._admitted.discard(_key(execution.grant))
+        self._admitted.pop(_key(execution.grant), None)
         self._changed.set()
 
     def clear(self) -> None:
@@ -83,12 +83,13 @@ class Held:
         while not self._has_room(execution, info):
             self._changed.clear()
             await self._changed.wait()
-        self._admitted.add(_key(execution.grant))
+        self._admitted[_key(execution.grant)] = execution
 
     def _has_room(self, execution: Execution, info: EngineInfo) -> bool:
         """Mostly all fit even at their most, and that is quickly added up."""
-        bound, beside = self._bound(info), [self._executions[key] for key in self._admitted]
-        if len(beside) < info.slots and sum([e.growth.at_most_tokens for e in (*beside, execution)]) <= bound:
+        bound, beside = self._bound(info), self._admitted.values()
+        most = sum([e.growth.at_most_tokens for e in beside]) + execution.growth.at_most_tokens
+        if len(beside) < info.slots and most <= bound:
             return True
         return fits(bound, info.slots, [e.holding for e in beside], execution.holding)
 
