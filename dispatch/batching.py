@@ -12,7 +12,7 @@ from typing import Any
 
 from dispatch.faults import NotReplicated
 from dispatch.replicas import Replicas
-from dispatch.wire import exchange
+from dispatch.wire import Wire
 
 _LANES = 2  # one batch is on its way while the next gathers; more lanes only make smaller batches
 _BATCH = 256
@@ -51,17 +51,19 @@ class Batched:
         return await future
 
     async def _run(self) -> None:
+        wire = Wire(self._client)
         try:
             while self._waiting:
-                await self._round_trip([self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
+                await self._round_trip(wire, [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
         finally:
             # Counted here and not by the task's end: a command asked between the two would wait for a lane that is gone.
             self._running -= 1
+            await wire.release()
 
-    async def _round_trip(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
+    async def _round_trip(self, wire: Wire, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
         try:
             commands = [command for command, _ in batch]
-            replies = await (self._replicated(commands) if self._wait_replica_ms else exchange(self._client, commands))
+            replies = await (self._replicated(commands) if self._wait_replica_ms else wire.exchange(commands))
         except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()

@@ -11,26 +11,41 @@ import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+_HAVE_NO_CALLBACK = frozenset({"FCALL", "HMGET"})
+"""Most commands, known without asking the client's table, which folds names."""
 
-async def exchange(client: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """The replies in order, an error reply as the exception it is. Raises what the client raises for a broken round trip."""
-    packed = b"".join([hiredis.pack_command(command) for command in commands])
-    pool = client.connection_pool
-    connection = await pool.get_connection()
-    try:
-        await connection.send_packed_command(packed)
-        replies = await _read(connection, len(commands))
-    except BaseException:
-        # Replies still on their way would be taken for those of the next who has this connection.
-        await connection.disconnect(nowait=True)
-        raise
-    finally:
-        await pool.release(connection)
-    callbacks = client.response_callbacks
-    return [
-        callbacks[command[0]](reply) if command[0] in callbacks and not isinstance(reply, Exception) else reply
-        for command, reply in zip(commands, replies, strict=True)
-    ]
+
+class Wire:
+    """A connection of the client's pool, for one who has batch after batch. Give it back with `release`."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._connection: Any = None
+
+    async def exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The replies in order, an error reply as the exception it is. Raises what the client raises for a broken round trip."""
+        packed = b"".join([hiredis.pack_command(command) for command in commands])
+        if self._connection is None:
+            self._connection = await self._client.connection_pool.get_connection()
+        try:
+            await self._connection.send_packed_command(packed)
+            replies = await _read(self._connection, len(commands))
+        except BaseException:
+            # Replies still on their way would be taken for those of the next who has this connection.
+            await self._connection.disconnect(nowait=True)
+            await self.release()
+            raise
+        callbacks = self._client.response_callbacks
+        for n, (name, *_) in enumerate(commands):
+            if name not in _HAVE_NO_CALLBACK and name in callbacks and not isinstance(replies[n], Exception):
+                replies[n] = callbacks[name](replies[n])
+        return replies
+
+    async def release(self) -> None:
+        """Back to the pool."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._client.connection_pool.release(connection)
 
 
 async def _read(connection: Any, count: int) -> list[Any]:
