@@ -17,6 +17,7 @@ from dispatch.looking import Looking, entries_from
 from dispatch.rules import QueueRules
 from dispatch.scripts import Script, compose_all
 from dispatch.states import Priority, RequestState
+from dispatch.wire import Wire
 
 _PROMISES = frozenset({"enqueue", "cancel", "finish"})
 
@@ -114,12 +115,10 @@ class Queue(Looking):
 
         A None entry means the feed was cut: attach everything anew.
         """
-        found = await self._redis.xread({self._keys.feed(gateway): after}, count=count, block=block_ms)
         entries: list[m.LogEntry | None] = []
-        for _, messages in found or ():
-            for raw_id, fields in messages:
-                after = raw_id.decode()
-                entries.append(_feed_entry(fields))
+        for raw_id, fields in await self._next(self._keys.feed(gateway), after, count, block_ms):
+            after = raw_id.decode()
+            entries.append(_feed_entry(fields))
         return after, entries
 
     async def trim_feed(self, gateway: str, through: str) -> None:
@@ -148,15 +147,24 @@ class Queue(Looking):
 
     async def read_inbox(self, worker: str, after: str, *, block_ms: int) -> tuple[str, list[m.Grant | m.Stop]]:
         """A worker's one blocking read: grants and stops after stream id `after`, and the id to go on from."""
-        found = await self._redis.xread({self._keys.inbox(worker): after}, count=100, block=block_ms)
         words: list[m.Grant | m.Stop] = []
-        for _, messages in found or ():
-            for raw_id, fields in messages:
-                after = raw_id.decode()
-                word = _inbox_word(worker, after, fields)
-                if word is not None:
-                    words.append(word)
+        for raw_id, fields in await self._next(self._keys.inbox(worker), after, 100, block_ms):
+            after = raw_id.decode()
+            word = _inbox_word(worker, after, fields)
+            if word is not None:
+                words.append(word)
         return after, words
+
+    async def _next(self, stream: str, after: str, count: int, block_ms: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """What stands in a stream after an id; waits for something."""
+        wire = Wire(self._redis)
+        try:
+            (found,) = await wire.exchange([("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", stream, after)])
+        finally:
+            await wire.release()
+        if isinstance(found, Exception):
+            raise found
+        return [(id, dict(zip(fields[::2], fields[1::2], strict=True))) for _, got in found or () for id, fields in got]
 
     async def begin(self, grant: m.Grant) -> m.Begun | None:
         """Make the grant a full lease; None when fenced. May be repeated.

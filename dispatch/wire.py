@@ -11,8 +11,8 @@ import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-_HAVE_NO_CALLBACK = frozenset({"FCALL", "HMGET"})
-"""Most commands, known without asking the client's table, which folds names."""
+_RAW = frozenset({"FCALL", "HMGET", "XREAD"})
+"""Most commands, whose replies are as they come: known without asking the client's table, which folds names."""
 
 
 class Wire:
@@ -37,7 +37,7 @@ class Wire:
             raise
         callbacks = self._client.response_callbacks
         for n, (name, *_) in enumerate(commands):
-            if name not in _HAVE_NO_CALLBACK and name in callbacks and not isinstance(replies[n], Exception):
+            if name not in _RAW and name in callbacks and not isinstance(replies[n], Exception):
                 replies[n] = callbacks[name](replies[n])
         return replies
 
