@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -150,6 +151,7 @@ def stand(server: str) -> Iterator[Stand]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         found = Stand(f"redis://127.0.0.1:{port}/0", process, Path(folder))
         try:
+            _until_listens(port)
             yield found
         finally:
             for each in found.processes:
@@ -158,3 +160,15 @@ def stand(server: str) -> Iterator[Stand]:
                 each.wait()
             process.kill()
             process.wait()
+
+
+def _until_listens(port: int) -> None:
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=2).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

@@ -6,6 +6,7 @@ No pool, no timeout, no retry: for benchmarks alone. Never here: what is said.
 import asyncio
 from collections import deque
 from typing import Any
+from urllib.parse import urlsplit
 
 import hiredis
 
@@ -20,9 +21,12 @@ class Wire(asyncio.Protocol):
 
     @classmethod
     async def to(cls, url: str) -> "Wire":
-        """Connected to a unix:// URL."""
-        _, wire = await asyncio.get_running_loop().create_unix_connection(cls, url.removeprefix("unix://"))
-        return wire
+        """Connected to a unix:// URL, or a redis:// one without a password."""
+        loop = asyncio.get_running_loop()
+        if url.startswith("unix://"):
+            return (await loop.create_unix_connection(cls, url.removeprefix("unix://")))[1]
+        parts = urlsplit(url)
+        return (await loop.create_connection(cls, parts.hostname, parts.port))[1]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport

@@ -1,0 +1,1 @@
+"""How answers stream out: beside `transformers serve`, with many streams open, and the time added between engine and client."""
