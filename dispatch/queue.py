@@ -155,11 +155,12 @@ class Queue(Looking):
                 words.append(word)
         return after, words
 
-    async def _next(self, stream: str, after: str, count: int, block_ms: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """What stands in a stream after an id; waits for something."""
+    async def _next(self, stream: str, after: str, count: int, block_ms: int | None) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """What stands in a stream after an id. Waits for something, so long at most; None: not at all."""
         wire = Wire(self._redis)
+        block = () if block_ms is None else ("BLOCK", block_ms)
         try:
-            (found,) = await wire.exchange([("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", stream, after)])
+            (found,) = await wire.exchange([("XREAD", "COUNT", count, *block, "STREAMS", stream, after)])
         finally:
             await wire.release()
         if isinstance(found, Exception):
