@@ -27,6 +27,14 @@ TYPICAL_PROMPT_TOKENS = 300.0
 PREFILL_SEED = 5.0
 """Prompt tokens/s by decoded tokens/s, until the first is measured: GPUs have 3.5 to 7."""
 
+# Binding late, found by simulation (docs/decisions/0022).
+OPEN_S = 0.6
+"""A worker that was granted so many seconds of prompts, and has not answered them, is closed: it takes no more."""
+SLACK = 2.0
+"""`pull`: a request waits for a closed worker that would serve it more than so many times better than all that are open."""
+YOUNGER = 1.0
+"""Of those that wait the oldest is next; each second of prompt, at the worker that takes, makes it so many seconds younger."""
+
 BOUND = 1.25
 """`session`: a worker may hold so many times its share of all that is held, before it is passed over."""
 
@@ -103,6 +111,16 @@ def share_of(loads: Sequence[Load]) -> Share:
 def has_room(load: Load, cost_tokens: int) -> bool:
     """Whether the pull can hold a request of this cost."""
     return load.held < load.slots and load.limit_tokens - load.used_tokens >= cost_tokens
+
+
+def is_closed(load: Load) -> bool:
+    """Whether it takes no more until it has said some first tokens. With no prompt to do it always takes one, however long."""
+    return load.prefill_tokens >= OPEN_S * prefill_speed(load)
+
+
+def younger_s(load: Load, prompt_tokens: int) -> float:
+    """How many seconds later than it came a request counts as come, where this worker takes of those that wait."""
+    return YOUNGER * prompt_tokens / prefill_speed(load)
 
 
 def connections(load: Load) -> float:

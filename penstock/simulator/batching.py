@@ -27,6 +27,7 @@ class Job:
         "last_step",
         "prefill_left",
         "prefilling",
+        "queued_at",
         "said",
         "worker",
     )
@@ -42,6 +43,7 @@ class Job:
         self.said = 0  # tokens of earlier attempts
         self.prefill_left = arrival.prompt_tokens
         self.last_step = 0  # the batch's step that says its last token
+        self.queued_at = 0.0  # since when it waits in line
         self.first_at = math.nan
         self.ended_at = math.nan
 

@@ -6,6 +6,7 @@ Never here: time, and how a worker works.
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Protocol
 
 from dispatch import scores
@@ -20,6 +21,10 @@ class Meeting(Protocol):
 
     def put(self, place: int, load: Load) -> None:
         """The load of a parked worker changed, or it parks."""
+        ...
+
+    def shut(self, place: int, load: Load) -> None:
+        """It is parked, and takes no more for now."""
         ...
 
     def leave(self, place: int) -> None:
@@ -59,8 +64,11 @@ class Ordered:
             del self._line[bisect_left(self._line, before)]
             del self._loads[place]
 
+    def shut(self, place: int, load: Load) -> None:
+        self.leave(place)
+
     def choose(self, need: Need) -> int | None:
-        fitting = self._fitting(need.cost_tokens)
+        fitting = self.fitting(need.cost_tokens)
         if self._exact is None:
             return next(fitting, None)
         best, lowest, name = None, 0.0, ""
@@ -71,11 +79,53 @@ class Ordered:
                 best, lowest, name = place, score, load.worker
         return best
 
-    def _fitting(self, cost_tokens: int) -> Iterator[int]:
+    def fitting(self, cost_tokens: int) -> Iterator[int]:
+        """Those with room, in the order they stand in."""
         for _, _, place in self._line:
             load = self._loads[place]
             if load.held < load.slots and load.limit_tokens - load.used_tokens >= cost_tokens:
                 yield place
+
+
+class Pulling:
+    """`pull`: the best of the open, unless a closed one is so much better that the request waits for it."""
+
+    def __init__(self) -> None:
+        self._open = Ordered(scores.standing, scores.pull, scores.CANDIDATES)
+        self._closed = Ordered(scores.standing, scores.pull, scores.CANDIDATES)
+        self._loads: dict[int, Load] = {}
+
+    def put(self, place: int, load: Load) -> None:
+        self._loads[place] = load
+        self._closed.leave(place)
+        self._open.put(place, load)
+
+    def shut(self, place: int, load: Load) -> None:
+        self._loads[place] = load
+        self._open.leave(place)
+        self._closed.put(place, load)
+
+    def leave(self, place: int) -> None:
+        self._open.leave(place)
+        self._closed.leave(place)
+
+    def choose(self, need: Need) -> int | None:
+        place = self._open.choose(need)
+        return place if place is None or self.suits(place, need) else None
+
+    def suits(self, place: int, need: Need) -> bool:
+        """Whether no closed one is worth waiting for."""
+        better = self._closed.choose(need)
+        if better is None:
+            return True
+        return self._score(place, need) <= scores.SLACK * self._score(better, need)
+
+    def first_open(self) -> list[int]:
+        """Those that are open, in the order in which they stand."""
+        return list(islice(self._open.fitting(0), scores.CANDIDATES))
+
+    def _score(self, place: int, need: Need) -> float:
+        return scores.pull(self._loads[place], need.prompt_tokens)
 
 
 class _All:
@@ -93,6 +143,9 @@ class _All:
             self._by_place[place] = load.worker
             self._places[load.worker] = place
         self._loads[load.worker] = load
+
+    def shut(self, place: int, load: Load) -> None:
+        self.leave(place)
 
     def leave(self, place: int) -> None:
         name = self._by_place.pop(place, None)
@@ -154,6 +207,9 @@ class FirstToWake:
     def put(self, place: int, load: Load) -> None:
         self._loads[place] = load
 
+    def shut(self, place: int, load: Load) -> None:
+        self.leave(place)
+
     def leave(self, place: int) -> None:
         self._loads.pop(place, None)
 
@@ -172,7 +228,7 @@ class FirstToWake:
 def meeting_of(strategy: Strategy) -> Meeting:
     """The meeting that ranks by this strategy."""
     if strategy is Strategy.PULL:
-        return Ordered(scores.standing, scores.pull, scores.CANDIDATES)
+        return Pulling()
     if strategy is Strategy.POWER_OF_TWO:
         return TwoPicks()
     if strategy is Strategy.SESSION:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dispatch import scores
+from dispatch.rules import QueueRules
 from dispatch.scores import Load, Need, Strategy
 from penstock.simulator.batching import Batch, Job
 from penstock.simulator.fleet import Member, cost_of
-from penstock.simulator.meeting import FirstToWake, Meeting, meeting_of
+from penstock.simulator.meeting import FirstToWake, Meeting, Pulling, meeting_of
 from penstock.simulator.mishaps import Mishaps
 from penstock.simulator.state import Conditions, Event, Outcome, Worker, load_of, memory_of
 from penstock.simulator.trace import Arrival
@@ -24,7 +25,8 @@ ORACLE = "oracle"
 GREEDY = "greedy"
 BASELINES = (ORACLE, GREEDY)
 _BY_REPORTS = (Strategy.LEAST_LOADED, Strategy.LEAST_LOADED_UTILISATION, Strategy.LEAST_LOADED_WAITING)
-_WINDOW = 64
+_PIN_S = QueueRules().pin_ms / 1000
+_WINDOW = 32
 """How many of those that wait a worker with new room looks at."""
 
 
@@ -45,6 +47,7 @@ class Simulation:
         self.workers: Sequence[Worker] = [Worker(m, load_of(m), Batch(m.gpu)) for m in fleet]
         self.jobs: Sequence[Job] = [Job(i, a, cost_of(a)) for i, a in enumerate(trace)]
         self.moved = 0
+        self._late = strategy not in BASELINES
         self._wake_s = 0.0 if strategy == ORACLE else conditions.wake_s
         self._meeting = meeting or self._meeting_for(strategy)
         self._line: deque[Job] = deque()
@@ -110,6 +113,7 @@ class Simulation:
         greedy = isinstance(self._meeting, FirstToWake)
         if not greedy and self._offer(job, now):
             return
+        job.queued_at = now
         (self._line.appendleft if front else self._line.append)(job)
         if greedy and not self._wake_due:
             self._wake_due = True
@@ -131,18 +135,40 @@ class Simulation:
             self._line.popleft()
 
     def room_grew(self, place: int, now: float) -> None:
-        """Of those that wait it takes what fits, the oldest first."""
-        w = self.workers[place]
-        if not self._line or not w.parked:
+        """It takes of those that wait; whoever waited for it, as it was, may do better elsewhere now."""
+        if not self._line:
             return
-        passed: list[Job] = []
-        for _ in range(min(_WINDOW, len(self._line))):
-            job = self._line.popleft()
-            if scores.has_room(w.load, job.cost):
+        self._take(place, now)
+        if isinstance(self._meeting, Pulling):
+            for other in self._meeting.first_open():
+                if other != place and self._line:
+                    self._take(other, now)
+
+    def _take(self, place: int, now: float) -> None:
+        """Of the first that wait it takes what fits and suits it, while it is open."""
+        w = self.workers[place]
+        if not w.parked or self._closed(w.load):
+            return
+        head = [self._line.popleft() for _ in range(min(_WINDOW, len(self._line)))]
+        taken = set()
+        for job in sorted(head, key=lambda job: job.queued_at + self._younger_s(w.load, job)) if self._late else head:
+            if self._closed(w.load):
+                break
+            if scores.has_room(w.load, job.cost) and self._suits(place, job, now):
                 self._grant(job, place, now)
-            else:
-                passed.append(job)
-        self._line.extendleft(reversed(passed))
+                taken.add(job.index)
+        self._line.extendleft(job for job in reversed(head) if job.index not in taken)
+
+    def _younger_s(self, load: Load, job: Job) -> float:
+        return scores.younger_s(load, job.arrival.prompt_tokens)
+
+    def _suits(self, place: int, job: Job, now: float) -> bool:
+        if not isinstance(self._meeting, Pulling) or now - job.queued_at >= _PIN_S:
+            return True
+        return self._meeting.suits(place, Need(job.arrival.prompt_tokens, job.cost))
+
+    def _closed(self, load: Load) -> bool:
+        return self._late and scores.is_closed(load)
 
     def _grant(self, job: Job, place: int, now: float) -> None:
         w = self.workers[place]
@@ -173,7 +199,9 @@ class Simulation:
         """What Redis knows of it changed."""
         w = self.workers[place]
         w.load = load
-        if w.parked:
+        if w.parked and self._closed(load):
+            self._meeting.shut(place, load)
+        elif w.parked:
             self._meeting.put(place, load)
 
     def unpark(self, place: int) -> None:
@@ -234,7 +262,7 @@ class Simulation:
                 held=load.held - len(ended),
             ),
         )
-        if ended:
+        if ended or (self._late and first):
             self.room_grew(place, now)
 
     def _beat(self, now: float, place: int, _: int) -> None:
