@@ -4,12 +4,13 @@ Keys in a shard carry its tag, so that one script sees them all on one node. The
 the tag (`scripts/lib/ground.lua`); a test holds both equal. A client's words never become a key unless checked here.
 
 key                                type    holds                                        TTL            written / read by
-{s}:queue:<model>:<priority>       stream  the waiting: `id`, `cost`, `at` (ms)         none (a line)  enqueue, sweep / meet
+{s}:queue:<model>:<priority>       stream  the waiting: what scores ask for, `at` (ms)  none (a line)  enqueue, sweep / meet
 {s}:queue:<model>:<priority>:front stream  those given back, read before the others     none (a line)  release, sweep / meet
 {s}:queue:<model>:<priority>:alone stream  suspects of a crash, who run alone           none (a line)  abandon, sweep / meet
 {s}:sizes:<model>:<priority>[..]   zset    entry id -> cost of that line                none (a line)  with its line / meet
 {s}:parked:<model>                 zset    worker -> score, lowest is next              lease-bound    park, meet / meet
 {s}:rooms:<model>                  zset    parked worker -> its room                     lease-bound    with parked / meet
+{s}:shut:<model>                   zset    worker with room, closed -> score            1 h            with parked / meet
 {s}:pins:<model>                   set     workers that keep room for a waiting request 1 h            meet / meet
 {s}:turn:<model>                   hash    round robins: whose turn it is               1 day          meet / meet
 {s}:session:<model>:<hash>         string  the worker that last ran the session         10 min         meet / meet
@@ -116,6 +117,9 @@ class ShardKeys:
 
     def rooms(self, model: str) -> str:
         return f"{self._tag}rooms:{model}"
+
+    def shut(self, model: str) -> str:
+        return f"{self._tag}shut:{model}"
 
     def worker(self, worker: str) -> str:
         return f"{self._tag}worker:{worker}"

@@ -181,7 +181,9 @@ class Queue(Looking):
 
     async def append(self, grant: m.Grant, seq: int, data: bytes) -> m.WriteStatus:
         """Write the next chunk of an answer."""
-        reply = await self._run("append", id=grant.request, attempt=grant.attempt, nonce=grant.nonce, seq=seq, data=data)
+        reply = await self._run(
+            "append", salt=_salt(), id=grant.request, attempt=grant.attempt, nonce=grant.nonce, seq=seq, data=data
+        )
         return m.WriteStatus(reply.decode())
 
     async def finish(

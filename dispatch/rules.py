@@ -36,6 +36,8 @@ class QueueRules:
     """A request that was suspect in this many crashes is dead."""
     ageing_ms: int = 30_000
     """This much longer waiting outweighs one priority."""
+    patience_ms: int = 15_000
+    """For this long a request waits for a busy worker that would serve it much better; then it takes any."""
     pin_ms: int = 5_000
     """After this long without room anywhere, room is kept for a request at one worker."""
     meetings_bytes: int = 512

@@ -89,6 +89,7 @@ class Need:
     session: str = ""
     last_worker: str = ""
     salt: str = ""
+    patient: bool = True  # it has not waited for so long that it takes any (QueueRules.patience_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,8 @@ def two_picks(count: int, salt: str) -> tuple[int, int]:
 
 def looked_at(strategy: Strategy, parked: Sequence[Load], need: Need) -> list[Load]:
     """Those of the parked pulls that are compared for a request, by id (`pull`: by standing score, then id)."""
-    fitting = sorted((load for load in parked if has_room(load, need.cost_tokens)), key=lambda load: load.worker)
+    able = (load for load in parked if has_room(load, need.cost_tokens) and not is_closed(load))
+    fitting = sorted(able, key=lambda load: load.worker)
     if strategy is Strategy.PULL:
         return sorted(fitting, key=standing)[:CANDIDATES]
     if strategy is Strategy.POWER_OF_TWO and fitting:
@@ -222,8 +224,21 @@ def looked_at(strategy: Strategy, parked: Sequence[Load], need: Need) -> list[Lo
     return fitting
 
 
+def first_closed(parked: Sequence[Load]) -> list[Load]:
+    """The closed that `pull` compares the open with."""
+    closed = sorted((load for load in parked if is_closed(load) and has_room(load, 1)), key=lambda load: load.worker)
+    return sorted(closed, key=standing)[:CANDIDATES]
+
+
+def suits(load: Load, need: Need, closed: Sequence[Load]) -> bool:
+    """`pull`: whether it may go to this open one: no closed one that has room would serve it so much better."""
+    here = pull(load, need.prompt_tokens)
+    able = (other for other in closed if has_room(other, need.cost_tokens))
+    return not any(here > SLACK * pull(other, need.prompt_tokens) for other in able)
+
+
 def choose(strategy: Strategy, parked: Sequence[Load], need: Need) -> Load | None:
-    """The parked pull that the request meets, or None: no room anywhere.
+    """The parked pull that the request meets, or None: no room at any that is open, or it waits for a closed one.
 
     The scripts choose the same, cheaper. Where more than 64 are parked and few of the first have room, `pull` compares fewer;
     where more than 128 have room, the other strategies compare 128 of them, by chance.
@@ -232,7 +247,10 @@ def choose(strategy: Strategy, parked: Sequence[Load], need: Need) -> Load | Non
     if not compared:
         return None
     share = share_of(compared)
-    return min(compared, key=lambda load: (score(strategy, load, need, share), load.worker))
+    best = min(compared, key=lambda load: (score(strategy, load, need, share), load.worker))
+    if strategy is Strategy.PULL and need.patient and not suits(best, need, first_closed(parked)):
+        return None
+    return best
 
 
 def turns(had: float, turn: float, weight: float) -> float:

@@ -54,6 +54,9 @@ _SCORES = (
     "TYPICAL_PROMPT_TOKENS",
     "PREFILL_SEED",
     "BOUND",
+    "OPEN_S",
+    "SLACK",
+    "YOUNGER",
 )
 
 

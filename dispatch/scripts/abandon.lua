@@ -27,4 +27,5 @@ for _, id in ipairs(redis.call('HKEYS', k_held(worker))) do
     redis.call('HDEL', k_held(worker), id)
   end
 end
+if model then meet_others(model) end
 return moved

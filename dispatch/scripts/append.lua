@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- append: the next chunk of an answer. seq = last + 1, or it is a dup or a gap.
 -- The hot path: it reads only the fields it needs.
--- use: ground log pull
--- args: now id attempt nonce seq data
+-- use: ground line log pull choose pin meet
+-- args: now salt id attempt nonce seq data
 -- returns status: ok | dup | gap | fenced
 local f = redis.call('HMGET', k_request(id), 'state', 'attempt', 'nonce', 'seq', 'chain', 'readers', 'first_output_at', 'deadline',
   'prefilling', 'worker')
@@ -25,13 +25,12 @@ if (tonumber(f[9]) or 0) == 0 then
     redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', first)
   end
 else
-  -- Its first output: the prompt is done, and the worker stands before those that still have to prefill theirs.
+  -- Its first output: the prompt is done, and its worker may take more.
   redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', first, 'prefilling', 0)
   local w = read_worker(f[10])
   if w then
     prefilled(w, id)
-    store_load(w)
-    redis.call('ZADD', k_parked(w.model), 'XX', standing(w), w.id)
+    room_grew(w)
   end
 end
 return 'ok'

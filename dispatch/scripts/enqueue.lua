@@ -27,6 +27,10 @@ local r = {
   prompt = tonumber(prompt), strategy = strategy, session = session,
 }
 local w = find_worker(r)
+if stirred[model] then
+  meet_others(model)
+  w = find_worker(r)
+end
 local waiting, before = count_waiting(model, priority)
 if not w then
   if waiting >= MAX_BACKLOG then return {'full', id, 'queued', waiting, waiting} end

@@ -21,7 +21,8 @@ local used, held = sum(k_held(worker))
 redis.call('HSET', k_worker(worker), 'model', model, 'limit', limit, 'slots', slots, 'weight', weight,
   'used', used, 'held', held, 'seen', now, 'accepting', accepting, 'prefill', (sum(k_prefill(worker))),
   'prefill_weight', prefill_weight, 'memory', memory, 'utilisation', utilisation, 'waiting', waiting)
-for _, key in ipairs({k_worker(worker), k_held(worker), k_prefill(worker), k_inbox(worker), k_parked(model), k_rooms(model)}) do
+for _, key in ipairs({k_worker(worker), k_held(worker), k_prefill(worker), k_inbox(worker), k_parked(model), k_rooms(model),
+  k_shut(model)}) do
   redis.call('PEXPIRE', key, WORKER_TTL_MS)
 end
 -- Workers remember their last turn: the count it was of must not begin anew while they are there.

@@ -64,6 +64,7 @@ for _, id in ipairs(redis.call('ZRANGE', TIMERS, '-inf', now, 'BYSCORE', 'LIMIT'
     local did, w = look(r)
     if did then moved = moved + 1 end
     room_grew(w)
+    meet_others(r.model)
   else
     redis.call('ZREM', TIMERS, id)
   end

@@ -68,7 +68,7 @@ class Ordered:
         self.leave(place)
 
     def choose(self, need: Need) -> int | None:
-        fitting = self.fitting(need.cost_tokens)
+        fitting = self._fitting(need.cost_tokens)
         if self._exact is None:
             return next(fitting, None)
         best, lowest, name = None, 0.0, ""
@@ -79,8 +79,11 @@ class Ordered:
                 best, lowest, name = place, score, load.worker
         return best
 
-    def fitting(self, cost_tokens: int) -> Iterator[int]:
-        """Those with room, in the order they stand in."""
+    def first(self, count: int) -> list[int]:
+        """The first few in line with any room, in its order."""
+        return list(islice(self._fitting(1), count))
+
+    def _fitting(self, cost_tokens: int) -> Iterator[int]:
         for _, _, place in self._line:
             load = self._loads[place]
             if load.held < load.slots and load.limit_tokens - load.used_tokens >= cost_tokens:
@@ -92,7 +95,7 @@ class Pulling:
 
     def __init__(self) -> None:
         self._open = Ordered(scores.standing, scores.pull, scores.CANDIDATES)
-        self._closed = Ordered(scores.standing, scores.pull, scores.CANDIDATES)
+        self._closed = Ordered(scores.standing, None, 1)
         self._loads: dict[int, Load] = {}
 
     def put(self, place: int, load: Load) -> None:
@@ -115,17 +118,12 @@ class Pulling:
 
     def suits(self, place: int, need: Need) -> bool:
         """Whether no closed one is worth waiting for."""
-        better = self._closed.choose(need)
-        if better is None:
-            return True
-        return self._score(place, need) <= scores.SLACK * self._score(better, need)
+        closed = self._closed.first(scores.CANDIDATES)
+        return not closed or scores.suits(self._loads[place], need, [self._loads[place] for place in closed])
 
     def first_open(self) -> list[int]:
         """Those that are open, in the order in which they stand."""
-        return list(islice(self._open.fitting(0), scores.CANDIDATES))
-
-    def _score(self, place: int, need: Need) -> float:
-        return scores.pull(self._loads[place], need.prompt_tokens)
+        return self._open.first(scores.CANDIDATES)
 
 
 class _All:

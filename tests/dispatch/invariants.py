@@ -8,7 +8,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from dispatch.rules import QueueRules
-from dispatch.scores import Load, standing
+from dispatch.scores import DEFAULT, Load, Need, is_closed, standing, suits
 from dispatch.states import ENDINGS, HELD, Priority
 from tests.key_leaks import PERMANENT
 
@@ -25,6 +25,7 @@ _READ = {
     "dead": ("XRANGE", "-", "+"),
     "sizes": ("ZRANGE", "0", "-1", "WITHSCORES"),
     "parked": ("ZRANGE", "0", "-1", "WITHSCORES"),
+    "shut": ("ZRANGE", "0", "-1", "WITHSCORES"),
     "rooms": ("ZRANGE", "0", "-1", "WITHSCORES"),
     "requests": ("ZRANGE", "0", "-1"),
     "expiries": ("ZRANGE", "0", "-1"),
@@ -162,9 +163,13 @@ def _room(w: dict[str, str], held: dict[str, str]) -> int:
     return int(w["limit"]) - sum(map(int, held.values())) - int(w.get("pin_cost") or 0)
 
 
+def _load(w: dict[str, str], held: dict[str, str]) -> Load:
+    room, slots = _room(w, held), int(w["slots"])
+    return Load("", room, 0, len(held), slots, float(w["weight"]), float(w["prefill_weight"]), int(w["prefill"]))
+
+
 def _standing(w: dict[str, str], held: dict[str, str]) -> float:
-    load = Load("", 0, 0, len(held), 0, float(w["weight"]), float(w["prefill_weight"]), int(w["prefill"]))
-    return standing(load)
+    return standing(_load(w, held))
 
 
 def _pins(s: Snapshot) -> list[str]:
@@ -219,12 +224,38 @@ def _parked(s: Snapshot) -> list[str]:
                 wrong.append(f"{worker} is parked with score {score}, it is {_standing(w, held)}")
             if _room(w, held) <= 0:
                 wrong.append(f"{worker} is parked and has no room")
+            if is_closed(_load(w, held)):
+                wrong.append(f"{worker} is parked and has too much to prefill to take more")
             for request, r in s.of["request"].items():
                 may_meet = model not in s.one("paused") and r["model"] == model and r["state"] == "queued"
                 if may_meet and int(r["crashes"]) and int(r["cost"]) <= int(w["limit"]) and not _has_place(s, request, r):
                     wrong.append(f"the suspect {request} waits, no worker is kept free for it, and {worker} is parked")
-                if may_meet and not int(r["crashes"]) and int(r["cost"]) <= _room(w, held):
+                fits = not int(r["crashes"]) and int(r["cost"]) <= _room(w, held)
+                if may_meet and fits and not _waits_for_better(s, model, r, _load(w, held)):
                     wrong.append(f"{request} waits and {worker} is parked with room for it: they were left unmet")
+    return wrong
+
+
+def _waits_for_better(s: Snapshot, model: str, r: dict[str, str], load: Load) -> bool:
+    """Whether a closed worker would serve it so much better than this open one that it waits."""
+    shut = [worker for worker, _ in s.of["shut"].get(model, []) if s.of["worker"].get(worker)]
+    closed = [_load(s.of["worker"][worker], s.of["held"].get(worker, {})) for worker in shut]
+    return r["strategy"] in ("", DEFAULT) and not suits(load, Need(int(r["prompt"]), int(r["cost"])), closed)
+
+
+def _shut(s: Snapshot) -> list[str]:
+    """Who is closed has room, and too much to prefill to take more."""
+    wrong = []
+    for model, closed in s.of["shut"].items():
+        parked = {worker for worker, _ in s.of["parked"].get(model, [])}
+        for worker, score in closed:
+            w, held = s.of["worker"].get(worker, {}), s.of["held"].get(worker, {})
+            if not w or w.get("barred") or w["accepting"] != "1" or worker in parked:
+                wrong.append(f"{worker} is said to be closed and must not be: {w}, parked {parked}")
+            elif not is_closed(_load(w, held)) or _room(w, held) <= 0:
+                wrong.append(f"{worker} is said to be closed, and is open or has no room")
+            elif abs(float(score) - _standing(w, held)) > 1e-9:
+                wrong.append(f"{worker} is closed with score {score}, it is {_standing(w, held)}")
     return wrong
 
 
@@ -303,7 +334,18 @@ def _outbox(s: Snapshot) -> list[str]:
 
 def broken(s: Snapshot, rules: QueueRules) -> list[str]:
     """Every invariant that does not hold, in words."""
-    return [*_lines(s), *_workers(s), *_alone(s), *_pins(s), *_parked(s), *_timers(s), *_logs(s), *_kept(s, rules), *_outbox(s)]
+    return [
+        *_lines(s),
+        *_workers(s),
+        *_alone(s),
+        *_pins(s),
+        *_parked(s),
+        *_shut(s),
+        *_timers(s),
+        *_logs(s),
+        *_kept(s, rules),
+        *_outbox(s),
+    ]
 
 
 def line_order(s: Snapshot, model: str) -> list[str]:

@@ -104,6 +104,8 @@ class Model:
         self.lines: dict[tuple[Priority, str], list[str]] = {line: [] for line in LINES}
         self.workers: dict[str, Worker] = {}
         self.parked: set[str] = set()
+        self.shut: set[str] = set()
+        self._stirred = False
         self.barred: set[str] = set()
         self.gateways: dict[str, int] = {}
         self.idempotency: dict[str, tuple[str, str]] = {}
@@ -185,7 +187,30 @@ class Model:
         parked = [self.load(w) for w in self.parked if self.is_open(w)]
         need = scores.Need(r.prompt, r.cost, r.session, self.sessions.get(r.session, ""))
         met = scores.choose(scores.Strategy(r.strategy or scores.DEFAULT), parked, need)
-        return met and met.worker
+        return met.worker if met and self._suits(r, met.worker) else None
+
+    def is_closed(self, worker: str) -> bool:
+        return scores.is_closed(self.load(worker))
+
+    def _suits(self, r: Request, worker: str) -> bool:
+        """It waits for a closed worker that would serve it much better, but not for ever."""
+        if r.strategy not in ("", scores.DEFAULT):
+            return True
+        if r.state is S.QUEUED and r.queued_at and self.now - r.queued_at >= self.rules.patience_ms:
+            return True
+        for gone in [w for w in self.shut if not self.is_open(w)]:
+            self._not_shut(gone)
+        closed = scores.first_closed([self.load(w) for w in self.shut])
+        return scores.suits(self.load(worker), scores.Need(r.prompt, r.cost), closed)
+
+    def _not_shut(self, worker: str) -> None:
+        if worker in self.shut:
+            self.shut.remove(worker)
+            self._stirred = True
+
+    def _unpark(self, worker: str) -> None:
+        self.parked.discard(worker)
+        self._not_shut(worker)
 
     def _grant(self, r: Request, worker: str) -> None:
         r.attempt += 1
@@ -209,10 +234,14 @@ class Model:
                     self._freed.append(keeper.id)
 
     def _park(self, worker: str) -> None:
-        if self.is_open(worker) and self.room(worker) > 0:
-            self.parked.add(worker)
-        else:
+        if not self.is_open(worker) or self.room(worker) <= 0:
+            self._unpark(worker)
+        elif self.is_closed(worker):
             self.parked.discard(worker)
+            self.shut.add(worker)
+        else:
+            self.parked.add(worker)
+            self._not_shut(worker)
 
     def _wait(self, r: Request, part: str) -> None:
         r.state, r.queued_at = S.QUEUED, self.now
@@ -286,7 +315,7 @@ class Model:
     def _take_pinned(self, worker: str) -> int:
         """As soon as it fits; before it whoever stands before it in its line and fits, too."""
         w, granted = self.workers[worker], 0
-        while w.pin and not w.alone:
+        while w.pin and not w.alone and not self.is_closed(worker):
             r = self.requests[w.pin]
             if r.state is not S.QUEUED or r.pinned != worker or r.cost > w.limit:
                 w.pin = ""
@@ -334,22 +363,45 @@ class Model:
         lines = [line for line, ids in self.lines.items() if line[1] != ALONE and any(self.requests[i].cost <= room for i in ids)]
         if not lines:
             return False
-        line = self.lines[self._by_age(lines)[0]]
-        request = next(i for i in line if self.requests[i].cost <= room)
-        line.remove(request)
-        self._grant(self.requests[request], worker)
-        return True
+        for line in (self.lines[each] for each in self._by_age(lines)):
+            able = [r for r in map(self.requests.__getitem__, line) if r.cost <= room and self._suits(r, worker)]
+            if able:
+                load = self.load(worker)
+                r = min(able, key=lambda r: r.queued_at + 1000 * scores.younger_s(load, r.prompt))
+                line.remove(r.id)
+                self._grant(r, worker)
+                return True
+        return False
+
+    def _take_waiting(self, worker: str) -> int:
+        granted = 0
+        while self.room(worker) > 0 and not self.is_closed(worker) and self._take_next(worker):
+            granted += 1
+        return granted
+
+    def _meet_others(self) -> None:
+        """Who waited for a closed worker may do better elsewhere, since that one was looked at or went."""
+        if not self._stirred:
+            return
+        self._stirred = False
+        if self.paused:
+            return
+        for worker in sorted(self.parked, key=lambda w: (self.score(w), w)):
+            if self.is_open(worker) and self._take_waiting(worker):
+                self._park(worker)
+        self._look_at_the_freed()
 
     def _room_grew(self, worker: str | None) -> int:
         granted = 0
         if worker not in self.workers:
             return 0
+        self._not_shut(worker)
         if self.is_open(worker) and len(self.held_by(worker)) < self.workers[worker].slots and not self.paused:
             granted = self._take_suspect(worker) + self._take_pinned(worker)
-            while self.room(worker) > 0 and self._take_next(worker):
-                granted += 1
+            granted += self._take_waiting(worker)
         self._park(worker)
         self._look_at_the_freed()
+        self._meet_others()
         return granted
 
     def _look_at_the_freed(self) -> None:
@@ -372,7 +424,7 @@ class Model:
             return r.reserved
         if not r.is_held:
             return None
-        self.parked.discard(r.worker)
+        self._unpark(r.worker)
         if r.worker in self.workers and self.workers[r.worker].alone == r.id:
             self.workers[r.worker].alone = ""
         return r.worker
@@ -412,6 +464,8 @@ class Model:
         if key and key in self.idempotency:
             first, first_hash = self.idempotency[key]
             return ("replay", first) if first_hash == body_hash else ("mismatch", first)
+        self._best(r)
+        self._meet_others()
         if self._best(r) is None and self.backlog() >= self.rules.max_backlog:
             return "full", r.id
         if key:
@@ -489,7 +543,9 @@ class Model:
         if seq > len(r.log) + 1:
             return "gap"
         r.log.append(Written("chunk", attempt, data))
-        r.prefilling = False
+        if r.prefilling:
+            r.prefilling = False
+            self._room_grew(r.worker)
         return "ok"
 
     def finish(self, request: str, attempt: int, seq: int, last: bytes, state: RequestState) -> str:
@@ -534,7 +590,7 @@ class Model:
     def abandon(self, worker: str, suspects: set[str], order: list[str]) -> int:
         """`order`: the order in which the server keeps what the worker holds; it is nobody's law."""
         self.barred.add(worker)
-        self.parked.discard(worker)
+        self._unpark(worker)
         held = {r.id for r in self.held_by(worker)}
         for request in order:
             r = self.requests[request]
@@ -543,6 +599,7 @@ class Model:
             else:
                 self._charge(r, crash=request in suspects, wait=False)
         assert held == set(order)
+        self._meet_others()
         return len(held)
 
     # ---- everybody's
@@ -571,6 +628,7 @@ class Model:
                     self._grant(r, best)
                     self._park(best)
         self._look_at_the_freed()
+        self._meet_others()
 
     def take_owed(self, again_ms: int) -> dict[str, int]:
         due = {i: o for i, o in self.owed.items() if o.due is not None and o.due <= self.now}
@@ -595,7 +653,12 @@ class Model:
             self.amnesty = self.now + self.rules.lease_ms
         self.swept = self.now
         due = [r for r in self.requests.values() if not r.ended and self.next_look(r) <= self.now]
-        return sum([self._look(r) for r in sorted(due, key=lambda r: (self.next_look(r), r.id))])
+        return sum([self._look_at(r) for r in sorted(due, key=lambda r: (self.next_look(r), r.id))])
+
+    def _look_at(self, r: Request) -> bool:
+        moved = self._look(r)
+        self._meet_others()
+        return moved
 
     def _look(self, r: Request) -> bool:
         if r.ended:

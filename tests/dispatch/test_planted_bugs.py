@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from dispatch.redis_client import connect
 from dispatch.scripts import NAMES, compose
-from tests.dispatch import pin_walks, walks
+from tests.dispatch import late_walks, pin_walks, walks
 from tests.dispatch.twin import Broken, Twin
 
 
@@ -158,7 +158,46 @@ BUGS = (
     # prompts, turns, sessions
     Bug("prefill is never done", pin_walks.prefill, PULL, "redis.call('HDEL', k_prefill(w.id), id)"),
     Bug("prefill counts for nothing", pin_walks.prefill, MEET, "w.prefill = w.prefill + r.prompt"),
-    Bug("the first output moves nobody", pin_walks.prefill, "append.lua", "redis.call('ZADD'", "tostring('ZADD'"),
+    Bug("the first output moves nobody", pin_walks.prefill, "append.lua", "  room_grew(w)\n"),
+    # bound late
+    Bug("a closed worker takes more", late_walks.reopened, PULL, "return w.prefill >= OPEN_S * prefill_speed(w)", "return false"),
+    Bug(
+        "closed, it takes all that waits",
+        late_walks.reopened,
+        MEET,
+        "while room(w) > 0 and not is_closed(w)",
+        "while room(w) > 0",
+    ),
+    Bug("closed, it is parked", late_walks.reopened, PULL, "room(w) > 0 and is_closed(w) then", "false then"),
+    Bug("it opens too early", late_walks.reopened, PULL, ">= OPEN_S *", ">= 2 * OPEN_S *"),
+    Bug("any prompt closes", late_walks.reopened, PULL, ">= OPEN_S *", ">= 0 *"),
+    Bug("the first output does not meet", late_walks.reopened, "append.lua", "  room_grew(w)\n", "  store_load(w)\n  park(w)\n"),
+    Bug("every output is a first", late_walks.reopened, "append.lua", ", 'prefilling', 0)", ")"),
+    Bug("nobody waits for the better", late_walks.waits_for_the_better, CHOOSE, "      return false\n", "      return true\n"),
+    Bug("the worse takes who waits", late_walks.waits_for_the_better, MEET, " and suits(w, r) then", " then"),
+    Bug("a little better is waited for", late_walks.waits_for_the_better, CHOOSE, "here > SLACK *", "here > 1 *"),
+    Bug("who is gone is waited for", late_walks.waits_for_the_better, "abandon.lua", "if model then meet_others(model) end\n"),
+    Bug("a barred one is closed still", late_walks.waits_for_the_better, PULL, "  not_shut(model, id)\nend", "end"),
+    Bug("it takes too much, nobody is told", late_walks.the_better_takes_too_much, MEET, "  not_shut(w.model, w.id)\n"),
+    Bug("nobody else looks", late_walks.the_better_takes_too_much, MEET, "  meet_others(w.model)\n"),
+    Bug("the better is waited for for ever", late_walks.not_for_ever, CHOOSE, ">= PATIENCE_MS then", ">= 1e12 then"),
+    Bug("patience is short", late_walks.not_for_ever, CHOOSE, ">= PATIENCE_MS then", ">= PATIENCE_MS / 2 then"),
+    Bug(
+        "who is not seen is waited for",
+        late_walks.unseen_while_closed,
+        CHOOSE,
+        "if is_open(w) then found[#found + 1] = w else unpark(model, id) end",
+        "found[#found + 1] = w",
+    ),
+    Bug("a prompt makes nobody younger", late_walks.shorter_first, MEET, " + younger(w, r.prompt)"),
+    Bug("the line does not tell its prompts", late_walks.shorter_first, LINE, "'prompt', r.prompt or 0", "'prompt', 0"),
+    Bug(
+        "closed, it takes who is pinned",
+        late_walks.pinned_while_closed,
+        MEET,
+        " and not w.alone and not is_closed(w)",
+        " and not w.alone",
+    ),
     Bug("the turn is forgotten", pin_walks.turn_by_turn, MEET, "  remember_turn(r, w)\n"),
     Bug(
         "a new worker takes a flood",

@@ -40,7 +40,8 @@ def random_offer(rng: random.Random, n: int) -> m.Offer:
 
 async def loads(redis: Redis, turn: float) -> list[Load]:
     """The parked pulls as Redis knows them now."""
-    names = sorted(name.decode() for name in await redis.zrange(f"{{s0}}:parked:{MODEL}", 0, -1))
+    both = [f"{{s0}}:{which}:{MODEL}" for which in ("parked", "shut")]
+    names = sorted([name.decode() for key in both for name in await redis.zrange(key, 0, -1)])
     pipe = redis.pipeline(transaction=False)
     for name in names:
         pipe.hgetall(f"{{s0}}:worker:{name}")

@@ -138,6 +138,10 @@ class Twin:
         law.parked -= {w for w in law.parked if not law.is_open(w) and w not in parked}
         if parked != law.parked:
             wrong.append(f"parked are {parked}, by the laws {law.parked}")
+        shut = {worker for worker, _ in s.of["shut"].get(MODEL, [])}
+        law.shut -= {w for w in law.shut if not law.is_open(w) and w not in shut}
+        if shut != law.shut:
+            wrong.append(f"closed are {shut}, by the laws {law.shut}")
         return wrong
 
     async def advance(self, ms: int) -> None:

@@ -122,7 +122,32 @@ local function sums(r, strategy, compared, last_worker)
   return all
 end
 
--- The parked pull that the request meets, or nil where none has room. r says then how it came about (strategy, score, of how many).
+-- The first of the closed: parked, and with too much to prefill to take more.
+local function first_closed(model)
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGE', k_shut(model), 0, CANDIDATES - 1)) do
+    local w = read_worker(id)
+    if is_open(w) then found[#found + 1] = w else unpark(model, id) end
+  end
+  return found
+end
+
+-- Whether w, which is open, may take the request: none of the closed would serve it so much better that it waits for that one.
+local function suits(w, r)
+  if strategy_of(r) ~= DEFAULT then return true end
+  if r.state == 'queued' and r.queued_at and now - r.queued_at >= PATIENCE_MS then return true end
+  w.closed = w.closed or first_closed(w.model)
+  local here = SCORES.pull(w, r)
+  for _, other in ipairs(w.closed) do
+    if room(other) >= r.cost and here > SLACK * SCORES.pull(other, r) then
+      r.better = other.id
+      return false
+    end
+  end
+  return true
+end
+
+-- The parked pull that the request meets, or nil where none has room or it waits for a closed one. r says then how it came about (strategy, score, of how many).
 local function find_worker(r)
   if is_paused(r.model) then return nil end
   local strategy, compared, last_worker = strategy_of(r), nil, nil
@@ -139,6 +164,7 @@ local function find_worker(r)
     local score = SCORES[strategy](w, r, all)
     if not best or score < lowest or (score == lowest and w.id < best.id) then best, lowest = w, score end
   end
+  if best and not suits(best, r) then return nil end
   r.met = best and string.format('%s %.6g %d', strategy, lowest, #compared)
   return best
 end

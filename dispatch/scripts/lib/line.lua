@@ -47,6 +47,16 @@ local function entry_fields(e)
   return id, cost
 end
 
+-- What an entry's request needs, as scores ask for it. One that an older release wrote tells no prompt.
+local function entry_need(e)
+  local f = {}
+  for i = 1, #e[2], 2 do f[e[2][i]] = e[2][i + 1] end
+  return {
+    entry = e[1], id = f.id, cost = tonumber(f.cost) or 0, queued_at = tonumber(f.at) or 0, state = 'queued',
+    prompt = tonumber(f.prompt) or 0, strategy = f.strategy,
+  }
+end
+
 -- Since when an entry waits; what nobody of ours wrote waits longest, so that it is looked at and dropped.
 local function entry_since(e)
   for i = 1, e and #e[2] or 0, 2 do
@@ -79,7 +89,8 @@ end
 -- part: '' behind the others, ':front' before them (streams only grow at their end, so the head is a line of its own),
 -- SUSPECTS beside them.
 local function put_in_line(r, part)
-  r.entry = redis.call('XADD', k_line(r.model, r.priority, part), '*', 'id', r.id, 'cost', r.cost, 'at', now)
+  r.entry = redis.call('XADD', k_line(r.model, r.priority, part), '*', 'id', r.id, 'cost', r.cost, 'at', now,
+    'prompt', r.prompt or 0, 'strategy', r.strategy or '')
   redis.call('ZADD', k_sizes(r.model, r.priority, part), r.cost, r.entry)
   r.state = 'queued'
   r.part = part

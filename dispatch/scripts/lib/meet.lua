@@ -75,6 +75,10 @@ local function wait_in_line(r, part)
   local most = redis.call('ZRANGE', k_rooms(r.model), 0, 0, 'REV', 'WITHSCORES')
   if is_paused(r.model) then
     note_meeting(r, 'waits paused')
+  elseif r.better then
+    note_meeting(r, 'waits better ' .. r.better)
+  elseif #most == 0 and redis.call('EXISTS', k_shut(r.model)) == 1 then
+    note_meeting(r, 'waits prefilling')
   elseif #most == 0 then
     note_meeting(r, 'waits no_pull')
   else
@@ -136,6 +140,30 @@ local function next_fitting(w, line)
   return oldest, #found == 1 and entry_fields(found[1]) or nil
 end
 
+-- Of the head of a line what is next at w and fits and suits it: the oldest, made younger by its prompt; else the oldest such of
+-- the smallest behind it. Returns entry, request id.
+local function next_suiting(w, line)
+  local key = k_line(w.model, line[1], line[2])
+  local head = redis.call('XRANGE', key, '-', '+', 'COUNT', WINDOW)
+  local best, first = nil, 0
+  for _, e in ipairs(head) do
+    local r = entry_need(e)
+    if not r.id then return r.entry, nil end
+    local at = r.queued_at + younger(w, r.prompt)
+    if r.cost <= room(w) and (not best or at < first) and suits(w, r) then best, first = r, at end
+  end
+  if best then return best.entry, best.id end
+  if #head < WINDOW then return nil end
+  local small = redis.call('ZRANGE', k_sizes(w.model, line[1], line[2]), '-inf', room(w), 'BYSCORE', 'LIMIT', 0, WINDOW)
+  for _, entry in ipairs(by_entry(small)) do
+    local e = redis.call('XRANGE', key, entry, entry)[1]
+    local r = e and entry_need(e)
+    if not (r and r.id) then return entry, nil end
+    if suits(w, r) then return entry, r.id end
+  end
+  return nil
+end
+
 -- Lines in the order in which they are looked at: by priority, but AGEING_MS of longer waiting outweigh one priority.
 local function by_age(model, lines)
   local since = {}
@@ -176,16 +204,29 @@ local function take_next(w)
     if line[3] <= room(w) then fitting[#fitting + 1] = line end
   end
   if #fitting == 0 then return nil end
-  local line = by_age(w.model, fitting)[1]
-  local entry, id = next_fitting(w, line)
-  return take_entry(w, line, entry, id)
+  for _, line in ipairs(by_age(w.model, fitting)) do
+    local entry, id = next_suiting(w, line)
+    if entry then return take_entry(w, line, entry, id) end
+  end
+  return nil
+end
+
+-- w takes what is next, as long as it is open.
+local function take_waiting(w)
+  local granted = 0
+  while room(w) > 0 and not is_closed(w) do
+    local took = take_next(w)
+    if not took then break end
+    granted = granted + took
+  end
+  return granted
 end
 
 -- As soon as it fits, w takes the request that it keeps room for; before it whoever stands before it in its line and fits, too:
 -- room that another worker keeps for that one may come later.
 local function take_pinned(w)
   local granted = 0
-  while w.pin and not w.alone do
+  while w.pin and not w.alone and not is_closed(w) do
     local r = pin_is_due(w)
     if not r then break end
     keep_room(w, nil)
@@ -228,22 +269,38 @@ local function take_suspect(w)
   return 0
 end
 
--- w's room grew: it takes waiting requests that fit, by priority and age, and is parked again with what is left.
-local function room_grew(w)
+local room_grew
+
+-- What a closed worker was waited for may suit those that are open, since it was looked at or went.
+local function meet_others(model)
+  if not stirred[model] then return end
+  stirred[model] = nil
+  if is_paused(model) then return end
+  for _, id in ipairs(redis.call('ZRANGE', k_parked(model), 0, CANDIDATES - 1)) do
+    local w = read_worker(id)
+    if is_open(w) and take_waiting(w) > 0 then
+      store_load(w)
+      park(w)
+    end
+  end
+  while #freed > 0 do room_grew(read_worker(table.remove(freed))) end
+end
+
+-- w's room grew, or it opened: it takes waiting requests that fit and suit it, by priority and age, and is parked again with what
+-- is left.
+room_grew = function(w)
   if not w then return 0 end
   local granted = 0
+  not_shut(w.model, w.id)
   if is_open(w) and w.held < w.slots and (w.pin or w.alone or anybody_waits(w.model)) and not is_paused(w.model) then
     granted = take_suspect(w) + take_pinned(w)
-    while room(w) > 0 do
-      local took = take_next(w)
-      if not took then break end
-      granted = granted + took
-    end
+    granted = granted + take_waiting(w)
   end
   store_load(w)
   park(w)
   -- What w took may have been waited for elsewhere.
   while #freed > 0 do room_grew(read_worker(table.remove(freed))) end
+  meet_others(w.model)
   return granted
 end
 
@@ -295,5 +352,6 @@ local function meet_all(model)
     end
   end
   while #freed > 0 do room_grew(read_worker(table.remove(freed))) end
+  meet_others(model)
   return granted
 end

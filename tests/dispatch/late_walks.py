@@ -1,0 +1,123 @@
+"""Walks about closed workers: they were granted so much to prefill that they take no more for now (docs/decisions/0022)."""
+
+from dispatch import messages as m
+from dispatch.states import RequestState
+from tests.dispatch.pin_walks import pass_time
+from tests.dispatch.twin import Twin, must
+from tests.dispatch.walks import running
+
+S = RequestState
+
+
+async def closed(t: Twin, worker: str, weight: float = 1.0) -> m.Grant:
+    """`worker` runs a prompt so long that it takes no more."""
+    await t.park(worker, weight=weight)
+    new = t.new(prompt_tokens=int(2.8 * weight) + 1, max_attempts=1)  # 0.7 s: it prefills 4 tokens in the time of one
+    await t.enqueue(new)
+    must(t.record(new.id).worker == worker, "with nothing to prefill it takes a prompt however long")
+    await t.begin(t.grant(new.id))
+    return t.grant(new.id)
+
+
+async def reopened(t: Twin) -> None:
+    """Its first output opens it, and what waits comes at once: as much as opens no more."""
+    grant = await closed(t, "w-1")
+    waiting = [t.new(prompt_tokens=2) for _ in range(3)]
+    for new in waiting:
+        await t.enqueue(new)
+    await t.park("w-1")
+    must(all(t.record(new.id).state is S.QUEUED for new in waiting), "it takes no more, nor at a heartbeat")
+    await t.append(grant, 1, b"one")
+    taken = [t.record(new.id).state is S.GRANTED for new in waiting]
+    must(taken == [True, True, False], f"it takes until it is closed again: {taken}")
+    await t.append(grant, 2, b"two")
+    must(t.record(waiting[2].id).state is S.QUEUED, "only a first output opens")
+    first = t.grant(waiting[0].id)
+    await t.begin(first)
+    await t.finish(first, 1)
+    must(t.record(waiting[2].id).state is S.GRANTED, "so does an ending without any output")
+
+
+async def waits_for_the_better(t: Twin) -> None:
+    """A closed one that would serve it more than twice as well is waited for; else any that is open takes it."""
+    fast = await closed(t, "w-1", weight=1_000.0)
+    await t.park("w-2", weight=50.0)
+    new, other = t.new(prompt_tokens=1), t.new(prompt_tokens=1)
+    await t.enqueue(new)
+    must(t.record(new.id).state is S.QUEUED, "w-1 would serve it much better")
+    await t.park("w-2", weight=50.0)
+    must(t.record(new.id).state is S.QUEUED, "and w-2 still does not take it")
+    await t.park("w-3", weight=500.0)
+    must(t.record(new.id).worker == "w-3", "w-3 is nearly as good")
+    await t.park("w-3", weight=500.0, accepting=False)
+    await t.enqueue(other)
+    must(t.record(other.id).state is S.QUEUED, "w-1 is waited for again")
+    await t.abandon("w-1")
+    must(t.record(other.id).worker == "w-2", "w-1 is gone")
+    await t.append(fast, 1, b"late")
+
+
+async def the_better_takes_too_much(t: Twin) -> None:
+    """What it takes when it opens makes it worse: who waited for it goes elsewhere in the same script."""
+    fast = await closed(t, "w-1", weight=1_000.0)
+    await t.park("w-2", weight=200.0)
+    long, short = t.new(prompt_tokens=6_000), t.new(prompt_tokens=1)
+    await t.enqueue(long)
+    await t.advance(2_000)
+    await t.enqueue(short)
+    must(t.record(long.id).state is S.QUEUED and t.record(short.id).state is S.QUEUED, "both wait for w-1")
+    await t.append(fast, 1, b"one")
+    must(t.record(long.id).worker == "w-1" and t.record(short.id).worker == "w-2", "w-1 has much to do again")
+
+
+async def not_for_ever(t: Twin) -> None:
+    """Whoever is waited for may never open: after a while any takes it."""
+    await closed(t, "w-1", weight=1_000.0)
+    await t.park("w-2", weight=50.0)
+    new = t.new(prompt_tokens=1)
+    await t.enqueue(new)
+    await pass_time(t, t.rules.patience_ms - 500, "w-1", "w-2")
+    must(t.record(new.id).state is S.QUEUED, "it waits for w-1")
+    await pass_time(t, 500, "w-1", "w-2")
+    must(t.record(new.id).worker == "w-2", "it has waited enough")
+
+
+async def unseen_while_closed(t: Twin) -> None:
+    """Nobody waits for one that is not seen any more."""
+    await closed(t, "w-1", weight=1_000.0)
+    await t.park("w-2", weight=50.0)
+    new = t.new(prompt_tokens=1)
+    await t.enqueue(new)
+    await pass_time(t, t.rules.worker_seen_ms, "w-2")
+    must(t.record(new.id).worker == "w-2", "w-1 is not seen any more")
+
+
+async def shorter_first(t: Twin) -> None:
+    """Each second of prompt makes a request a second younger."""
+    news = [t.new(prompt_tokens=prompt) for prompt in (8, 4, 0)]
+    await t.enqueue(news[0])
+    await t.advance(500)
+    await t.enqueue(news[1])
+    await t.advance(3_000)
+    await t.enqueue(news[2])
+    for first in (1, 0, 2):
+        must(t.record(news[first].id).state is S.QUEUED, "not yet its turn")
+        await t.park("w-1", slots=1)
+        must(t.record(news[first].id).state is S.GRANTED, f"by the time it counts as come {first} is next")
+        await t.begin(t.grant(news[first].id))
+        await t.park("w-1", slots=1, accepting=False)
+        await t.finish(t.grant(news[first].id), 1)
+
+
+async def pinned_while_closed(t: Twin) -> None:
+    """Who has its room kept at a worker comes when that one opens."""
+    first, second = await running(t, cost=30, prompt_tokens=2), await running(t, cost=30)
+    big = t.new(60)
+    await t.enqueue(big)
+    await pass_time(t, t.rules.pin_ms + 500, "w-1")
+    must(t.record(big.id).pinned == "w-1", "room is kept for it")
+    await t.park("w-1", prefill_weight=1.0)
+    await t.finish(second, 1)
+    must(t.record(big.id).state is S.QUEUED, "it has two tokens to prefill, and is slow")
+    await t.append(first, 1, b"one")
+    must(t.record(big.id).state is S.GRANTED, "it comes")
