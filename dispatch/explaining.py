@@ -24,7 +24,22 @@ _GONE_AFTER_MS = 60_000
 _LOOKED_AT = 128
 """So many pulls are read as Redis has them: those with the most room first. Of others the last heartbeat tells enough."""
 
-_FIELDS = ("model", "limit", "slots", "used", "held", "seen", "accepting", "barred", "alone", "pin", "pin_cost", "weight")
+_FIELDS = (
+    "model",
+    "limit",
+    "slots",
+    "used",
+    "held",
+    "seen",
+    "accepting",
+    "barred",
+    "alone",
+    "pin",
+    "pin_cost",
+    "weight",
+    "prefill_weight",
+    "prefill",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +157,9 @@ def _seen(worker: str, pull: dict[str, str], beat: Heartbeat | None, now_ms: int
         alone=pull.get("alone", ""),
         pin=pull.get("pin", ""),
         pin_tokens=int(float(pull.get("pin_cost", "0"))),
+        weight=weight,
+        prefill_weight=float(pull.get("prefill_weight", "0")),
+        prefill_tokens=int(float(pull.get("prefill", "0"))),
     )
 
 

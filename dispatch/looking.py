@@ -273,6 +273,7 @@ def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> RequestRec
             ended_at_ms=number("ended_at"),
             not_before_ms=number("not_before"),
             max_attempts=number("max_attempts"),
+            queued_at_ms=number("queued_at"),
             granted_at_ms=number("granted_at"),
             attempt_begun_at_ms=number("attempt_begun_at"),
             story=tuple(msgspec.json.decode(line, type=Attempt) for line in text("story").splitlines()),

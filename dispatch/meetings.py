@@ -15,6 +15,8 @@ class Met(StrEnum):
     PAUSED = "paused"  # it waits: the queue is paused
     NO_PULL = "no_pull"  # it waits: no worker had any room
     NO_ROOM = "no_room"  # it waits: no worker had enough room
+    PREFILLING = "prefilling"  # it waits: all with room had enough to prefill
+    BETTER = "better"  # it waits for one that had enough to prefill, and would serve it much better
     ALONE = "alone"  # it waits: it runs alone, and no worker was empty
     PINNED = "pinned"  # it waited too long: a worker keeps room for it
 
@@ -49,9 +51,9 @@ def _meeting(line: str) -> Meeting | None:
                 return Meeting(int(at), Met.GRANTED, worker, strategy, float(score), int(compared))
             case [at, "waits", "no_room", worker, free]:
                 return Meeting(int(at), Met.NO_ROOM, worker, free_tokens=int(float(free)))
-            case [at, "waits", "alone", worker]:
-                return Meeting(int(at), Met.ALONE, worker)
-            case [at, "waits", ("paused" | "no_pull" | "alone") as why]:
+            case [at, "waits", ("alone" | "better") as why, worker]:
+                return Meeting(int(at), Met(why), worker)
+            case [at, "waits", ("paused" | "no_pull" | "prefilling" | "alone") as why]:
                 return Meeting(int(at), Met(why))
             case [at, "pinned", worker, free]:
                 return Meeting(int(at), Met.PINNED, worker, free_tokens=int(float(free)))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dispatch import scores
+from dispatch.scores import Load, Need
 from dispatch.states import WorkerState
 
 
@@ -28,22 +30,36 @@ class Reason(StrEnum):
     SLOTS = "slots"  # it holds as many requests as it holds at once
     NO_ROOM = "no_room"  # too few tokens are free
     KEPT_FOR_PINNED = "kept_for_pinned"  # enough are free, but kept for one that waited too long
+    PREFILLING = "prefilling"  # it has so much to prefill that it takes no more for now
+    BETTER_SOON = "better_soon"  # it has room, and one that is prefilling would serve the request so much better that it waits
     PAUSED = "paused"  # it has room, but the model's queue is paused
 
 
 NEVER = frozenset({Reason.GONE, Reason.BARRED, Reason.QUARANTINED, Reason.DRAINING, Reason.TOO_SMALL})
-BUSY = frozenset({Reason.KEPT_FOR_SUSPECT, Reason.NOT_EMPTY, Reason.SLOTS, Reason.NO_ROOM, Reason.KEPT_FOR_PINNED})
+BUSY = frozenset(
+    {
+        Reason.KEPT_FOR_SUSPECT,
+        Reason.NOT_EMPTY,
+        Reason.SLOTS,
+        Reason.NO_ROOM,
+        Reason.KEPT_FOR_PINNED,
+        Reason.PREFILLING,
+        Reason.BETTER_SOON,
+    }
+)
 """What passes as the worker works on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """A waiting request. `alone`: a suspect of a crash, it runs with nothing beside it."""
+    """A waiting request. `alone`: a suspect of a crash, who runs with nothing beside it. `patient`: waits for a better worker."""
 
     request: str
     cost_tokens: int
     alone: bool
     paused: bool
+    prompt_tokens: int = 0
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,23 @@ class SeenWorker:
     alone: str = ""  # the suspect that it runs, or is kept free for
     pin: str = ""  # the waiting request that it keeps `pin_tokens` for
     pin_tokens: int = 0
+    weight: float = 0.0  # what it parked with: decoded tokens/s,
+    prefill_weight: float = 0.0  # and prompt tokens/s
+    prefill_tokens: int = 0  # prompts granted to it that it has not answered yet
+
+    @property
+    def load(self) -> Load:
+        """As scores see it."""
+        limit = self.limit_tokens or 0
+        pulls = (limit, self.used_tokens + self.pin_tokens, self.held + bool(self.pin), self.slots)
+        return Load(self.id, *pulls, self.weight, self.prefill_weight, self.prefill_tokens)
+
+    @property
+    def opens_in_s(self) -> float:
+        """When it takes more, at its measured speed; 0: it is open."""
+        if not self.prefill_tokens or not scores.is_closed(self.load):
+            return 0.0
+        return self.prefill_tokens / scores.prefill_speed(self.load) - scores.OPEN_S
 
     @property
     def free_tokens(self) -> int:
@@ -115,6 +148,17 @@ def judge(needs: Needs, w: SeenWorker, seen_within_ms: int) -> Judged:
     return Judged(w, tuple(found))
 
 
+def judge_all(needs: Needs, workers: Sequence[SeenWorker], seen_within_ms: int) -> list[Judged]:
+    """Each, and what only the others tell: that it waits for a better one."""
+    judged = [judge(needs, w, seen_within_ms) for w in workers]
+    if not needs.patient or needs.alone:
+        return judged
+    closed = [each.worker.load for each in judged if each.reasons == (Reason.PREFILLING,)]
+    need = Need(needs.prompt_tokens, needs.cost_tokens)
+    passed = {each.worker.id for each in judged if not each.reasons and not scores.suits(each.worker.load, need, closed)}
+    return [Judged(each.worker, (Reason.BETTER_SOON,)) if each.worker.id in passed else each for each in judged]
+
+
 def _no_place(needs: Needs, w: SeenWorker) -> list[Reason]:
     if w.alone and w.alone != needs.request:
         return [Reason.KEPT_FOR_SUSPECT]
@@ -128,6 +172,8 @@ def _no_place(needs: Needs, w: SeenWorker) -> list[Reason]:
         found.append(Reason.NO_ROOM)
     if not found and pinned_by_other and (w.held + 1 >= w.slots or w.free_tokens - w.pin_tokens < needs.cost_tokens):
         found.append(Reason.KEPT_FOR_PINNED)
+    if not found and w.prefill_tokens and scores.is_closed(w.load):
+        found.append(Reason.PREFILLING)
     return found
 
 

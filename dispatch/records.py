@@ -60,6 +60,7 @@ class RequestRecord:
     ended_at_ms: int
     not_before_ms: int
     max_attempts: int
+    queued_at_ms: int = 0
     granted_at_ms: int = 0
     attempt_begun_at_ms: int = 0
     story: tuple[Attempt, ...] = ()

@@ -9,9 +9,10 @@ from typing import Any
 
 from dispatch.explaining import Surroundings
 from dispatch.meetings import Meeting, Met, meetings_from
-from dispatch.reasons import NEVER, Impossible, Judged, Needs, Reason, impossible, judge, outlook
+from dispatch.reasons import NEVER, Impossible, Judged, Needs, Reason, impossible, judge_all, outlook
 from dispatch.records import RequestRecord
 from dispatch.rules import QueueRules
+from dispatch.scores import DEFAULT
 from dispatch.states import RequestState, shown
 from gateway.explained_words import kept_words, met_words, reason_words, span
 from gateway.scaled import Help
@@ -24,8 +25,10 @@ MOST_WORKERS = 50
 
 def waiting_document(record: RequestRecord, around: Surroundings, rules: QueueRules, autoscaler: Help) -> dict[str, Any]:
     """A request that waits in line: for what, behind whom, why no worker takes it, and what the autoscaler does for it."""
-    needs = Needs(record.id, record.cost_tokens, record.crashes > 0, around.paused)
-    judged = sorted((judge(needs, w, rules.worker_seen_ms) for w in around.workers), key=_nearest)
+    waited_ms = around.now_ms - record.queued_at_ms
+    patient = record.strategy in ("", DEFAULT) and waited_ms < rules.patience_ms
+    needs = Needs(record.id, record.cost_tokens, record.crashes > 0, around.paused, record.prompt_tokens, patient)
+    judged = sorted(judge_all(needs, around.workers, rules.worker_seen_ms), key=_nearest)
     told, rest = judged[:MOST_WORKERS], judged[MOST_WORKERS:]
     free = [each.worker for each in judged if not _is_closed(each)]
     best = max(free, key=lambda w: (w.free_tokens, w.id), default=None)

@@ -36,6 +36,11 @@ def reason_words(reason: Reason, needs: Needs, w: SeenWorker) -> str:
             return f"keeps its next {w.pin_tokens:,} tokens for one that has waited too long"
         case Reason.NOT_EMPTY:
             return f"still holds {w.held} others, and this one runs alone"
+        case Reason.PREFILLING:
+            soon = f"takes more in about {max(0.1, w.opens_in_s):.1f} s"
+            return f"has {w.prefill_tokens:,} prompt tokens still to prefill, {soon}"
+        case Reason.BETTER_SOON:
+            return "has room, but one that is still prefilling would serve it so much better that it waits for that one"
         case Reason.PAUSED:
             return "has room, but the queue is paused"
 
@@ -62,6 +67,10 @@ def met_words(meeting: Meeting) -> str:
             return "it waits: no worker had any room"
         case Met.NO_ROOM:
             return f"it waits: the most room was {meeting.free_tokens:,} tokens, on {meeting.worker}"
+        case Met.PREFILLING:
+            return "it waits: all with room had enough to prefill"
+        case Met.BETTER:
+            return f"it waits for {meeting.worker}, which would serve it much better than any that was open"
         case Met.ALONE:
             kept = f"; {meeting.worker} is kept free for it" if meeting.worker else ""
             return f"it waits to run alone, for it was there when an engine died{kept}"

@@ -222,6 +222,29 @@ async def test_a_pinned_request_and_who_waits_beside_it(
     assert small["codes"] == ["kept_for_pinned"] and "keeps its next 160 tokens" in small["words"]
 
 
+async def enqueued(queue: Queue, prompt_tokens: int) -> str:
+    asked = m.InferenceRequest(m.new_id(), MODEL, m.InputKind.CHAT, m.Sampling(max_tokens=8))
+    new = m.NewRequest(asked.id, MODEL, m.encode(asked), asked.kind, 10, 3_600_000, prompt_tokens=prompt_tokens)
+    await queue.enqueue(new)
+    return asked.id
+
+
+async def test_a_worker_that_has_much_to_prefill(gateway: Running, workers: StandIns, queue: Queue) -> None:
+    await workers.park("w-1", limit=10_000, weight=1_000.0)  # it prefills 5,000 tokens a second
+    await enqueued(queue, 4_000)
+    waits = await enqueued(queue, 20)
+    said = await only(gateway, waits)
+    assert said["codes"] == ["prefilling"]
+    assert said["words"] == "has 4,000 prompt tokens still to prefill, takes more in about 0.2 s"
+    assert (await why(gateway, waits))["meetings"][-1]["code"] == "prefilling"
+    await workers.park("w-2", limit=10_000, weight=10.0)
+    both = {each["id"]: each for each in (await why(gateway, waits))["workers"]}
+    assert (both["w-1"]["codes"], both["w-2"]["codes"]) == (["prefilling"], ["better_soon"])
+    assert "waits for that one" in both["w-2"]["words"]
+    late = await why(gateway, await enqueued(queue, 20))
+    assert (late["meetings"][-1]["code"], late["meetings"][-1]["worker"]) == ("better", "w-1")
+
+
 async def test_a_running_request_says_why_that_worker(gateway: Running, workers: StandIns) -> None:
     for n in range(3):
         await workers.park(f"w-{n}", weight=100.0 + n)
