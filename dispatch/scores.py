@@ -32,8 +32,8 @@ OPEN_S = 0.6
 """A worker that was granted so many seconds of prompts, and has not answered them, is closed: it takes no more."""
 SLACK = 2.0
 """`pull`: a request waits for a closed worker that would serve it more than so many times better than all that are open."""
-YOUNGER = 1.0
-"""Of those that wait the oldest is next; each second of prompt, at the worker that takes, makes it so many seconds younger."""
+YOUNGER = 0.25
+"""Of those that wait the oldest is next; each second of its prompt, at the worker that takes, makes it so much younger."""
 
 BOUND = 1.25
 """`session`: a worker may hold so many times its share of all that is held, before it is passed over."""

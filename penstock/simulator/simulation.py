@@ -25,7 +25,7 @@ ORACLE = "oracle"
 GREEDY = "greedy"
 BASELINES = (ORACLE, GREEDY)
 _BY_REPORTS = (Strategy.LEAST_LOADED, Strategy.LEAST_LOADED_UTILISATION, Strategy.LEAST_LOADED_WAITING)
-_PIN_S = QueueRules().pin_ms / 1000
+_PATIENCE_S = QueueRules().patience_ms / 1000
 _WINDOW = 32
 """How many of those that wait a worker with new room looks at."""
 
@@ -163,7 +163,7 @@ class Simulation:
         return scores.younger_s(load, job.arrival.prompt_tokens)
 
     def _suits(self, place: int, job: Job, now: float) -> bool:
-        if not isinstance(self._meeting, Pulling) or now - job.queued_at >= _PIN_S:
+        if not isinstance(self._meeting, Pulling) or now - job.queued_at >= _PATIENCE_S:
             return True
         return self._meeting.suits(place, Need(job.arrival.prompt_tokens, job.cost))
 

@@ -93,10 +93,10 @@ async def unseen_while_closed(t: Twin) -> None:
 
 
 async def shorter_first(t: Twin) -> None:
-    """Each second of prompt makes a request a second younger."""
+    """Each second of prompt makes a request a quarter of a second younger."""
     news = [t.new(prompt_tokens=prompt) for prompt in (8, 4, 0)]
     await t.enqueue(news[0])
-    await t.advance(500)
+    await t.advance(200)
     await t.enqueue(news[1])
     await t.advance(3_000)
     await t.enqueue(news[2])
