@@ -147,6 +147,8 @@ local function next_suiting(w, line)
   local head = redis.call('XRANGE', key, '-', '+', 'COUNT', WINDOW)
   local best, first = nil, 0
   for _, e in ipairs(head) do
+    -- None of those that came later than this one counts as come can be before it.
+    if best and entry_since(e) >= first then break end
     local r = entry_need(e)
     if not r.id then return r.entry, nil end
     local at = r.queued_at + younger(w, r.prompt)
