@@ -29,9 +29,9 @@ PREFILL_SEED = 5.0
 
 # Binding late, found by simulation (docs/decisions/0022).
 OPEN_S = 0.6
-"""A worker that was granted so many seconds of prompts, and has not answered them, is closed: it takes no more."""
+"""`pull`: a worker that was granted so many seconds of prompts, and has not answered them, is closed: it takes no more."""
 SLACK = 2.0
-"""`pull`: a request waits for a closed worker that would serve it more than so many times better than all that are open."""
+"""A request waits for a closed worker that would serve it more than so many times better than all that are open."""
 YOUNGER = 0.25
 """Of those that wait the oldest is next; each second of its prompt, at the worker that takes, makes it so much younger."""
 
@@ -115,7 +115,7 @@ def has_room(load: Load, cost_tokens: int) -> bool:
 
 
 def is_closed(load: Load) -> bool:
-    """Whether it takes no more until it has said some first tokens. With no prompt to do it always takes one, however long."""
+    """`pull`: whether it takes no more until it has said some first tokens. With no prompt to do it takes one, however long."""
     return load.prefill_tokens >= OPEN_S * prefill_speed(load)
 
 
@@ -215,10 +215,9 @@ def two_picks(count: int, salt: str) -> tuple[int, int]:
 
 def looked_at(strategy: Strategy, parked: Sequence[Load], need: Need) -> list[Load]:
     """Those of the parked pulls that are compared for a request, by id (`pull`: by standing score, then id)."""
-    able = (load for load in parked if has_room(load, need.cost_tokens) and not is_closed(load))
-    fitting = sorted(able, key=lambda load: load.worker)
+    fitting = sorted((load for load in parked if has_room(load, need.cost_tokens)), key=lambda load: load.worker)
     if strategy is Strategy.PULL:
-        return sorted(fitting, key=standing)[:CANDIDATES]
+        return sorted((load for load in fitting if not is_closed(load)), key=standing)[:CANDIDATES]
     if strategy is Strategy.POWER_OF_TWO and fitting:
         return [fitting[i] for i in two_picks(len(fitting), need.salt)]
     return fitting

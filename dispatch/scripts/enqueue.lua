@@ -55,6 +55,10 @@ if w then
   grant(r, w)
   store_load(w)
   park(w)
+  if stirred[model] then
+    meet_others(model)
+    waiting = count_waiting(model)
+  end
   return {'ok', id, 'granted', 0, waiting}
 end
 wait_in_line(r, '')

@@ -208,7 +208,8 @@ def _parked(s: Snapshot) -> list[str]:
     rooms = {(model, worker): float(left) for model, all_ in s.of["rooms"].items() for worker, left in all_}
     derived = {
         (model, worker): float(_room(s.of["worker"].get(worker, {}), s.of["held"].get(worker, {})))
-        for model, parked in s.of["parked"].items()
+        for both in ("parked", "shut")
+        for model, parked in s.of[both].items()
         for worker, _ in parked
         if s.of["worker"].get(worker)
     }
@@ -244,7 +245,7 @@ def _waits_for_better(s: Snapshot, model: str, r: dict[str, str], load: Load) ->
 
 
 def _shut(s: Snapshot) -> list[str]:
-    """Who is closed has room, and too much to prefill to take more."""
+    """Who is closed has room, and too much to prefill to take more, but by another strategy than `pull`."""
     wrong = []
     for model, closed in s.of["shut"].items():
         parked = {worker for worker, _ in s.of["parked"].get(model, [])}
@@ -256,6 +257,10 @@ def _shut(s: Snapshot) -> list[str]:
                 wrong.append(f"{worker} is said to be closed, and is open or has no room")
             elif abs(float(score) - _standing(w, held)) > 1e-9:
                 wrong.append(f"{worker} is closed with score {score}, it is {_standing(w, held)}")
+            for request, r in s.of["request"].items():
+                waits = model not in s.one("paused") and r["model"] == model and r["state"] == "queued" and not int(r["crashes"])
+                if waits and r["strategy"] not in ("", DEFAULT) and int(r["cost"]) <= _room(w, held):
+                    wrong.append(f"{request} waits by {r['strategy']}, and {worker} has room for it: they were left unmet")
     return wrong
 
 

@@ -1,6 +1,7 @@
 """Walks about closed workers: they were granted so much to prefill that they take no more for now (docs/decisions/0022)."""
 
 from dispatch import messages as m
+from dispatch.scores import Strategy
 from dispatch.states import RequestState
 from tests.dispatch.pin_walks import pass_time
 from tests.dispatch.twin import Twin, must
@@ -121,3 +122,52 @@ async def pinned_while_closed(t: Twin) -> None:
     must(t.record(big.id).state is S.QUEUED, "it has two tokens to prefill, and is slow")
     await t.append(first, 1, b"one")
     must(t.record(big.id).state is S.GRANTED, "it comes")
+
+
+async def another_strategy(t: Twin) -> None:
+    """Other strategies know of no closed workers, neither as they come nor in line."""
+    held = await running(t, cost=80)
+    await t.enqueue(t.new(10, prompt_tokens=3, max_attempts=1))
+    pulls, turns = t.new(20), t.new(20, strategy=Strategy.ROUND_ROBIN)
+    await t.enqueue(pulls)
+    await t.enqueue(turns)
+    await t.finish(held, 1)
+    must(t.record(turns.id).state is S.GRANTED and t.record(pulls.id).state is S.QUEUED, "w-1 is closed to one of them")
+
+
+async def made_worse_by_another_strategy(t: Twin) -> None:
+    """What it gives a closed worker makes that one worse for who waits for it."""
+    await closed(t, "w-1", weight=1_000.0)
+    await t.park("w-2", limit=20, weight=200.0)
+    new = t.new(prompt_tokens=1)
+    await t.enqueue(new)
+    must(t.record(new.id).state is S.QUEUED, "it waits for w-1")
+    await t.enqueue(t.new(60, prompt_tokens=6_000, strategy=Strategy.ROUND_ROBIN))
+    must(t.record(new.id).worker == "w-2", "w-1 has much more to do")
+
+
+async def in_turn_by_another_strategy(t: Twin) -> None:
+    """Only `pull` lets a short one pass a long one."""
+    long, short = t.new(prompt_tokens=8, strategy=Strategy.ROUND_ROBIN), t.new(strategy=Strategy.ROUND_ROBIN)
+    await t.enqueue(long)
+    await t.advance(200)
+    await t.enqueue(short)
+    await t.park("w-1", slots=1)
+    must(t.record(long.id).state is S.GRANTED, "it came first")
+
+
+async def pinned_by_another_strategy(t: Twin) -> None:
+    """It comes to a closed worker, and who stands before it in line and waits for an open one does not."""
+    first, second = await running(t, cost=30, prompt_tokens=2), await running(t, cost=30)
+    pulls, big = t.new(50), t.new(60, strategy=Strategy.ROUND_ROBIN)
+    await t.park("w-2", limit=55, slots=1)
+    other = await running(t, cost=55, worker="w-2")
+    await t.enqueue(pulls)
+    await t.enqueue(big)
+    await pass_time(t, t.rules.pin_ms + 500, "w-2", "w-1")
+    must((t.record(pulls.id).pinned, t.record(big.id).pinned) == ("w-2", "w-1"), "room is kept for both")
+    await t.park("w-1", prefill_weight=1.0)
+    await t.finish(second, 1)
+    must(t.record(big.id).state is S.GRANTED and t.record(pulls.id).state is S.QUEUED, "only the pinned comes")
+    await t.append(first, 1, b"one")
+    await t.finish(other, 1)

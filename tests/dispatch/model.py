@@ -184,8 +184,10 @@ class Model:
     def _best(self, r: Request) -> str | None:
         if self.paused:
             return None
-        parked = [self.load(w) for w in self.parked if self.is_open(w)]
-        need = scores.Need(r.prompt, r.cost, r.session, self.sessions.get(r.session, ""))
+        for gone in [w for w in self.shut if not self.is_open(w) and self.room(w) >= r.cost]:
+            self._unpark(gone)
+        parked = [self.load(w) for w in self.parked | self.shut if self.is_open(w)]
+        need = scores.Need(r.prompt, r.cost, r.session, self.sessions.get(r.session, ""), patient=False)
         met = scores.choose(scores.Strategy(r.strategy or scores.DEFAULT), parked, need)
         return met.worker if met and self._suits(r, met.worker) else None
 
@@ -196,6 +198,8 @@ class Model:
         """It waits for a closed worker that would serve it much better, but not for ever."""
         if r.strategy not in ("", scores.DEFAULT):
             return True
+        if self.is_closed(worker):
+            return False
         if r.state is S.QUEUED and r.queued_at and self.now - r.queued_at >= self.rules.patience_ms:
             return True
         for gone in [w for w in self.shut if not self.is_open(w)]:
@@ -238,6 +242,7 @@ class Model:
             self._unpark(worker)
         elif self.is_closed(worker):
             self.parked.discard(worker)
+            self._stirred = self._stirred or worker in self.shut  # it took more by another strategy
             self.shut.add(worker)
         else:
             self.parked.add(worker)
@@ -280,6 +285,7 @@ class Model:
             self._park(worker)
         else:
             self._wait(r, part)
+        self._meet_others()
 
     def _by_age(self, lines: list[tuple[Priority, str]]) -> list[tuple[Priority, str]]:
         """By priority, but `ageing_ms` of longer waiting outweigh one priority; a front before its line."""
@@ -315,7 +321,7 @@ class Model:
     def _take_pinned(self, worker: str) -> int:
         """As soon as it fits; before it whoever stands before it in its line and fits, too."""
         w, granted = self.workers[worker], 0
-        while w.pin and not w.alone and not self.is_closed(worker):
+        while w.pin and not w.alone:
             r = self.requests[w.pin]
             if r.state is not S.QUEUED or r.pinned != worker or r.cost > w.limit:
                 w.pin = ""
@@ -324,8 +330,11 @@ class Model:
             room = w.limit - sum(each.cost for each in held)
             if room < r.cost or len(held) >= w.slots:
                 return granted
+            closed = self.is_closed(worker)
+            if closed and r.strategy in ("", scores.DEFAULT):
+                return granted
             line = next(line for line in self.lines.values() if r.id in line)
-            first = next(i for i in line if self.requests[i].cost <= room)
+            first = r.id if closed else next(i for i in line if self.requests[i].cost <= room)
             if first == r.id:
                 w.pin = ""
             line.remove(first)
@@ -367,15 +376,18 @@ class Model:
             able = [r for r in map(self.requests.__getitem__, line) if r.cost <= room and self._suits(r, worker)]
             if able:
                 load = self.load(worker)
-                r = min(able, key=lambda r: r.queued_at + 1000 * scores.younger_s(load, r.prompt))
+                r = min(able, key=lambda r: r.queued_at + 1000 * self._younger_s(load, r))
                 line.remove(r.id)
                 self._grant(r, worker)
                 return True
         return False
 
+    def _younger_s(self, load: scores.Load, r: Request) -> float:
+        return scores.younger_s(load, r.prompt) if r.strategy in ("", scores.DEFAULT) else 0.0
+
     def _take_waiting(self, worker: str) -> int:
         granted = 0
-        while self.room(worker) > 0 and not self.is_closed(worker) and self._take_next(worker):
+        while self.room(worker) > 0 and self._take_next(worker):
             granted += 1
         return granted
 

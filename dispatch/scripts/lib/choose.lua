@@ -52,11 +52,16 @@ local function opened(model, ids)
   return found
 end
 
--- The parked pulls with room that stand first: few where few have room, else the best of the first pages of the line.
+-- For `pull`, of the open with room those that stand first: few where few have room, else the best of the first pages of the line.
 local function first_fitting(model, cost)
   local fitting = redis.call('ZRANGE', k_rooms(model), cost, '+inf', 'BYSCORE', 'LIMIT', 0, CANDIDATES)
-  if #fitting < CANDIDATES then return opened(model, fitting) end
   local found, from, looked = {}, 0, 0
+  if #fitting < CANDIDATES then
+    for _, w in ipairs(opened(model, fitting)) do
+      if not is_closed(w) then found[#found + 1] = w end
+    end
+    return found
+  end
   while true do
     local page = redis.call('ZRANGE', k_parked(model), from, from + CANDIDATES - 1)
     for _, id in ipairs(page) do
@@ -132,9 +137,10 @@ local function first_closed(model)
   return found
 end
 
--- Whether w, which is open, may take the request: none of the closed would serve it so much better that it waits for that one.
+-- Whether w may take the request. By `pull`: it is open, and none of the closed would serve it so much better that it waits for that one.
 local function suits(w, r)
   if strategy_of(r) ~= DEFAULT then return true end
+  if is_closed(w) then return false end
   if r.state == 'queued' and r.queued_at and now - r.queued_at >= PATIENCE_MS then return true end
   w.closed = w.closed or first_closed(w.model)
   local here = SCORES.pull(w, r)
@@ -147,7 +153,8 @@ local function suits(w, r)
   return true
 end
 
--- The parked pull that the request meets, or nil where none has room or it waits for a closed one. r says then how it came about (strategy, score, of how many).
+-- The parked pull that the request meets, or nil where none has room or it waits for a closed one. r says then how it came about
+-- (strategy, score, of how many).
 local function find_worker(r)
   if is_paused(r.model) then return nil end
   local strategy, compared, last_worker = strategy_of(r), nil, nil

@@ -1,5 +1,6 @@
 -- Two lines meet. Whoever comes second finds the first, in the same script.
 -- Invariant: after every script no waiting request and parked pull are left that may meet.
+local room_grew, meet_others
 
 -- The request comes under a lease of w. The caller has taken it off its line, and stores w's load and parks it after.
 local function grant(r, w)
@@ -77,10 +78,10 @@ local function wait_in_line(r, part)
     note_meeting(r, 'waits paused')
   elseif r.better then
     note_meeting(r, 'waits better ' .. r.better)
-  elseif #most == 0 and redis.call('EXISTS', k_shut(r.model)) == 1 then
-    note_meeting(r, 'waits prefilling')
   elseif #most == 0 then
     note_meeting(r, 'waits no_pull')
+  elseif tonumber(most[2]) >= r.cost then
+    note_meeting(r, 'waits prefilling')
   else
     note_meeting(r, 'waits no_room ' .. most[1] .. ' ' .. most[2])
   end
@@ -112,6 +113,7 @@ local function arrive(r, part)
   else
     wait_in_line(r, part)
   end
+  meet_others(r.model)
 end
 
 -- Grant one entry of a line to w. An entry that stands for no waiting request is dropped and counted.
@@ -140,8 +142,8 @@ local function next_fitting(w, line)
   return oldest, #found == 1 and entry_fields(found[1]) or nil
 end
 
--- Of the head of a line what is next at w and fits and suits it: the oldest, made younger by its prompt; else the oldest such of
--- the smallest behind it. Returns entry, request id.
+-- Of the head of a line what is next at w and fits and suits it: the oldest, `pull` made younger by its prompt; else the oldest such
+-- of the smallest behind it, unless w is closed. Returns entry, request id.
 local function next_suiting(w, line)
   local key = k_line(w.model, line[1], line[2])
   local head = redis.call('XRANGE', key, '-', '+', 'COUNT', WINDOW)
@@ -151,11 +153,11 @@ local function next_suiting(w, line)
     if best and entry_since(e) >= first then break end
     local r = entry_need(e)
     if not r.id then return r.entry, nil end
-    local at = r.queued_at + younger(w, r.prompt)
+    local at = r.queued_at + (strategy_of(r) == DEFAULT and younger(w, r.prompt) or 0)
     if r.cost <= room(w) and (not best or at < first) and suits(w, r) then best, first = r, at end
   end
   if best then return best.entry, best.id end
-  if #head < WINDOW then return nil end
+  if #head < WINDOW or is_closed(w) then return nil end
   local small = redis.call('ZRANGE', k_sizes(w.model, line[1], line[2]), '-inf', room(w), 'BYSCORE', 'LIMIT', 0, WINDOW)
   for _, entry in ipairs(by_entry(small)) do
     local e = redis.call('XRANGE', key, entry, entry)[1]
@@ -213,10 +215,10 @@ local function take_next(w)
   return nil
 end
 
--- w takes what is next, as long as it is open.
+-- w takes what is next, as long as it has room.
 local function take_waiting(w)
   local granted = 0
-  while room(w) > 0 and not is_closed(w) do
+  while room(w) > 0 do
     local took = take_next(w)
     if not took then break end
     granted = granted + took
@@ -228,12 +230,13 @@ end
 -- room that another worker keeps for that one may come later.
 local function take_pinned(w)
   local granted = 0
-  while w.pin and not w.alone and not is_closed(w) do
+  while w.pin and not w.alone do
     local r = pin_is_due(w)
-    if not r then break end
+    if not r or is_closed(w) and strategy_of(r) == DEFAULT then break end
     keep_room(w, nil)
     local line = {r.priority, r.part}
-    local entry, id = next_fitting(w, line)
+    local entry, id = r.entry, nil
+    if not is_closed(w) then entry, id = next_fitting(w, line) end
     if entry == r.entry or by_entry({entry, r.entry})[1] == r.entry then
       take_off_line(r)
       grant(r, w)
@@ -271,10 +274,8 @@ local function take_suspect(w)
   return 0
 end
 
-local room_grew
-
 -- What a closed worker was waited for may suit those that are open, since it was looked at or went.
-local function meet_others(model)
+meet_others = function(model)
   if not stirred[model] then return end
   stirred[model] = nil
   if is_paused(model) then return end

@@ -31,7 +31,7 @@ local function connections(w) return (w.held + 1) / w.weight end
 
 local function prefill_speed(w) return w.prefill_weight > 0 and w.prefill_weight or PREFILL_SEED * w.weight end
 
--- It was granted so much to prefill that it takes no more until it has said some first tokens. With no prompt to do it takes any.
+-- It was granted so much to prefill that `pull` gives it no more until it has said some first tokens. With no prompt to do it takes any.
 local function is_closed(w) return w.prefill >= OPEN_S * prefill_speed(w) end
 
 -- So much later than it came a request counts as come where w takes of those that wait: ms.
@@ -51,7 +51,7 @@ end
 
 local function store_load(w) redis.call('HSET', k_worker(w.id), 'used', w.used, 'held', w.held, 'prefill', w.prefill) end
 
--- Models of which a closed worker opened, went or was looked at in this call: who waited for it may do better elsewhere now.
+-- Models of which a closed worker opened, went, took more or was looked at in this call: who waited for it may do better elsewhere.
 local stirred
 at_start[#at_start + 1] = function() stirred = {} end
 
@@ -66,13 +66,18 @@ local function unpark(model, id)
 end
 
 local function park(w)
-  if is_open(w) and room(w) > 0 and is_closed(w) then
-    redis.call('ZREM', k_parked(w.model), w.id)
-    redis.call('ZREM', k_rooms(w.model), w.id)
-    if redis.call('ZADD', k_shut(w.model), standing(w), w.id) == 1 then redis.call('PEXPIRE', k_shut(w.model), WORKER_TTL_MS) end
-  elseif is_open(w) and room(w) > 0 then
+  if is_open(w) and room(w) > 0 then
     -- The first there makes them; after that the beats of those that are parked keep them.
-    if redis.call('ZADD', k_parked(w.model), standing(w), w.id) == 1 then redis.call('PEXPIRE', k_parked(w.model), WORKER_TTL_MS) end
+    if is_closed(w) then
+      redis.call('ZREM', k_parked(w.model), w.id)
+      if redis.call('ZADD', k_shut(w.model), standing(w), w.id) == 1 then
+        redis.call('PEXPIRE', k_shut(w.model), WORKER_TTL_MS)
+      else
+        stirred[w.model] = true -- it took more by another strategy
+      end
+    elseif redis.call('ZADD', k_parked(w.model), standing(w), w.id) == 1 then
+      redis.call('PEXPIRE', k_parked(w.model), WORKER_TTL_MS)
+    end
     if redis.call('ZADD', k_rooms(w.model), room(w), w.id) == 1 then redis.call('PEXPIRE', k_rooms(w.model), WORKER_TTL_MS) end
   else
     unpark(w.model, w.id)
