@@ -30,7 +30,7 @@ class Reason(StrEnum):
     SLOTS = "slots"  # it holds as many requests as it holds at once
     NO_ROOM = "no_room"  # too few tokens are free
     KEPT_FOR_PINNED = "kept_for_pinned"  # enough are free, but kept for one that waited too long
-    PREFILLING = "prefilling"  # it has so much to prefill that it takes no more for now
+    PREFILLING = "prefilling"  # it has so much to prefill that `pull` gives it no more for now
     BETTER_SOON = "better_soon"  # it has room, and one that is prefilling would serve the request so much better that it waits
     PAUSED = "paused"  # it has room, but the model's queue is paused
 
@@ -52,13 +52,18 @@ BUSY = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """A waiting request. `alone`: a suspect of a crash, who runs with nothing beside it. `patient`: waits for a better worker."""
+    """A waiting request.
+
+    `alone`: a suspect of a crash, who runs with nothing beside it. `pulls`: by `pull`, which knows of closed workers; `patient`:
+    and it still waits for a better one.
+    """
 
     request: str
     cost_tokens: int
     alone: bool
     paused: bool
     prompt_tokens: int = 0
+    pulls: bool = False
     patient: bool = False
 
 
@@ -172,7 +177,7 @@ def _no_place(needs: Needs, w: SeenWorker) -> list[Reason]:
         found.append(Reason.NO_ROOM)
     if not found and pinned_by_other and (w.held + 1 >= w.slots or w.free_tokens - w.pin_tokens < needs.cost_tokens):
         found.append(Reason.KEPT_FOR_PINNED)
-    if not found and w.prefill_tokens and scores.is_closed(w.load):
+    if not found and needs.pulls and w.prefill_tokens and scores.is_closed(w.load):
         found.append(Reason.PREFILLING)
     return found
 

@@ -25,9 +25,9 @@ MOST_WORKERS = 50
 
 def waiting_document(record: RequestRecord, around: Surroundings, rules: QueueRules, autoscaler: Help) -> dict[str, Any]:
     """A request that waits in line: for what, behind whom, why no worker takes it, and what the autoscaler does for it."""
-    waited_ms = around.now_ms - record.queued_at_ms
-    patient = record.strategy in ("", DEFAULT) and waited_ms < rules.patience_ms
-    needs = Needs(record.id, record.cost_tokens, record.crashes > 0, around.paused, record.prompt_tokens, patient)
+    pulls = record.strategy in ("", DEFAULT)
+    patient = pulls and around.now_ms - record.queued_at_ms < rules.patience_ms
+    needs = Needs(record.id, record.cost_tokens, record.crashes > 0, around.paused, record.prompt_tokens, pulls, patient)
     judged = sorted(judge_all(needs, around.workers, rules.worker_seen_ms), key=_nearest)
     told, rest = judged[:MOST_WORKERS], judged[MOST_WORKERS:]
     free = [each.worker for each in judged if not _is_closed(each)]

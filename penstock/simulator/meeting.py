@@ -23,10 +23,6 @@ class Meeting(Protocol):
         """The load of a parked worker changed, or it parks."""
         ...
 
-    def shut(self, place: int, load: Load) -> None:
-        """It is parked, and takes no more for now."""
-        ...
-
     def leave(self, place: int) -> None:
         """It is not parked any more."""
         ...
@@ -64,9 +60,6 @@ class Ordered:
             del self._line[bisect_left(self._line, before)]
             del self._loads[place]
 
-    def shut(self, place: int, load: Load) -> None:
-        self.leave(place)
-
     def choose(self, need: Need) -> int | None:
         fitting = self._fitting(need.cost_tokens)
         if self._exact is None:
@@ -100,13 +93,9 @@ class Pulling:
 
     def put(self, place: int, load: Load) -> None:
         self._loads[place] = load
-        self._closed.leave(place)
-        self._open.put(place, load)
-
-    def shut(self, place: int, load: Load) -> None:
-        self._loads[place] = load
-        self._open.leave(place)
-        self._closed.put(place, load)
+        line, other = (self._closed, self._open) if scores.is_closed(load) else (self._open, self._closed)
+        other.leave(place)
+        line.put(place, load)
 
     def leave(self, place: int) -> None:
         self._open.leave(place)
@@ -141,9 +130,6 @@ class _All:
             self._by_place[place] = load.worker
             self._places[load.worker] = place
         self._loads[load.worker] = load
-
-    def shut(self, place: int, load: Load) -> None:
-        self.leave(place)
 
     def leave(self, place: int) -> None:
         name = self._by_place.pop(place, None)
@@ -204,9 +190,6 @@ class FirstToWake:
 
     def put(self, place: int, load: Load) -> None:
         self._loads[place] = load
-
-    def shut(self, place: int, load: Load) -> None:
-        self.leave(place)
 
     def leave(self, place: int) -> None:
         self._loads.pop(place, None)

@@ -47,9 +47,9 @@ class Simulation:
         self.workers: Sequence[Worker] = [Worker(m, load_of(m), Batch(m.gpu)) for m in fleet]
         self.jobs: Sequence[Job] = [Job(i, a, cost_of(a)) for i, a in enumerate(trace)]
         self.moved = 0
-        self._late = strategy not in BASELINES
         self._wake_s = 0.0 if strategy == ORACLE else conditions.wake_s
         self._meeting = meeting or self._meeting_for(strategy)
+        self._pulling = self._meeting if isinstance(self._meeting, Pulling) else None
         self._line: deque[Job] = deque()
         self._events: list[tuple[float, int, int, int, int]] = []
         self._count = 0
@@ -139,8 +139,8 @@ class Simulation:
         if not self._line:
             return
         self._take(place, now)
-        if isinstance(self._meeting, Pulling):
-            for other in self._meeting.first_open():
+        if self._pulling:
+            for other in self._pulling.first_open():
                 if other != place and self._line:
                     self._take(other, now)
 
@@ -151,7 +151,7 @@ class Simulation:
             return
         head = [self._line.popleft() for _ in range(min(_WINDOW, len(self._line)))]
         taken = set()
-        for job in sorted(head, key=lambda job: job.queued_at + self._younger_s(w.load, job)) if self._late else head:
+        for job in sorted(head, key=lambda job: job.queued_at + self._younger_s(w.load, job)) if self._pulling else head:
             if self._closed(w.load):
                 break
             if scores.has_room(w.load, job.cost) and self._suits(place, job, now):
@@ -163,12 +163,12 @@ class Simulation:
         return scores.younger_s(load, job.arrival.prompt_tokens)
 
     def _suits(self, place: int, job: Job, now: float) -> bool:
-        if not isinstance(self._meeting, Pulling) or now - job.queued_at >= _PATIENCE_S:
+        if not self._pulling or now - job.queued_at >= _PATIENCE_S:
             return True
-        return self._meeting.suits(place, Need(job.arrival.prompt_tokens, job.cost))
+        return self._pulling.suits(place, Need(job.arrival.prompt_tokens, job.cost))
 
     def _closed(self, load: Load) -> bool:
-        return self._late and scores.is_closed(load)
+        return self._pulling is not None and scores.is_closed(load)
 
     def _grant(self, job: Job, place: int, now: float) -> None:
         w = self.workers[place]
@@ -199,9 +199,7 @@ class Simulation:
         """What Redis knows of it changed."""
         w = self.workers[place]
         w.load = load
-        if w.parked and self._closed(load):
-            self._meeting.shut(place, load)
-        elif w.parked:
+        if w.parked:
             self._meeting.put(place, load)
 
     def unpark(self, place: int) -> None:
@@ -262,7 +260,7 @@ class Simulation:
                 held=load.held - len(ended),
             ),
         )
-        if ended or (self._late and first):
+        if ended or (self._pulling and first):
             self.room_grew(place, now)
 
     def _beat(self, now: float, place: int, _: int) -> None:

@@ -218,8 +218,20 @@ BUGS = (
         "  if strategy_of(r) ~= DEFAULT then return true end\n  if is_closed(w)",
         "  if is_closed(w)",
     ),
-    Bug("it is made worse, nobody is told", late_walks.made_worse_by_another_strategy, PULL, "        stirred[w.model] = true --", "        --"),
-    Bug("made worse, nobody looks", late_walks.made_worse_by_another_strategy, "enqueue.lua", "    meet_others(model)\n    waiting", "    waiting"),
+    Bug(
+        "it is made worse, nobody is told",
+        late_walks.made_worse_by_another_strategy,
+        PULL,
+        "        stirred[w.model] = true --",
+        "        --",
+    ),
+    Bug(
+        "made worse, nobody looks",
+        late_walks.made_worse_by_another_strategy,
+        "enqueue.lua",
+        "    meet_others(model)\n    waiting",
+        "    waiting",
+    ),
     Bug(
         "a prompt makes all strategies younger",
         late_walks.in_turn_by_another_strategy,

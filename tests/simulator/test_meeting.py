@@ -44,7 +44,7 @@ def test_the_order_kept_gives_the_choice_defined(strategy: Strategy) -> None:
             parked.pop(place, None)
         else:
             parked[place] = load(rng, names[place])
-            (meeting.shut if scores.is_closed(parked[place]) else meeting.put)(place, parked[place])
+            meeting.put(place, parked[place])
         session = f"s{rng.randrange(5)}"
         need = Need(rng.randrange(1, 9_000), rng.choice([100, 9_000, 300_000]), session, last.get(session, ""), str(turn))
         expected = scores.choose(strategy, list(parked.values()), need)
