@@ -8,9 +8,9 @@ key                                type    holds                                
 {s}:queue:<model>:<priority>:front stream  those given back, read before the others     none (a line)  release, sweep / meet
 {s}:queue:<model>:<priority>:alone stream  suspects of a crash, who run alone           none (a line)  abandon, sweep / meet
 {s}:sizes:<model>:<priority>[..]   zset    entry id -> cost of that line                none (a line)  with its line / meet
-{s}:parked:<model>                 zset    worker -> score, lowest is next              lease-bound    park, meet / meet
-{s}:rooms:<model>                  zset    parked worker -> its room                     lease-bound    with parked / meet
-{s}:shut:<model>                   zset    worker with room, closed -> score            1 h            with parked / meet
+{s}:parked:<model>                 zset    worker with room, open -> its score           lease-bound    park, meet / meet
+{s}:rooms:<model>                  zset    worker with room, open or closed -> its room lease-bound    with parked / meet
+{s}:shut:<model>                   zset    worker with room, closed to pull -> its score 1 h           with parked / meet
 {s}:pins:<model>                   set     workers that keep room for a waiting request 1 h            meet / meet
 {s}:turn:<model>                   hash    round robins: whose turn it is               1 day          meet / meet
 {s}:session:<model>:<hash>         string  the worker that last ran the session         10 min         meet / meet
