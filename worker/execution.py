@@ -7,6 +7,8 @@ Redis being away stops no computation; its writes are repeated until the lease i
 import asyncio
 import contextlib
 import logging
+import math
+import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -28,7 +30,9 @@ from worker.output import Gathered, tokens_done
 _T = TypeVar("_T")
 _log = logging.getLogger("penstock.worker")
 
-_BUSY_GAP_S = 0.05
+_BUSY_GAP_S, _BUSY_PHASE_S = 0.05, random.random() * 0.05
+"""All that a busy worker holds is written at the same moments: one round trip then carries the chunks of many, and the gateway is
+woken once for them. Each worker has moments of its own."""
 _LOOKS_AFTER_S = (0.0, 0.02, 0.1)
 _FULL_SIZE = 4096
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.05, 1.0
@@ -243,7 +247,7 @@ class Execution:
             await self._fresh.wait()
             if self._said_last:
                 await self._ended.wait()
-            gap_s = last_write_at + _BUSY_GAP_S - time.monotonic()
+            gap_s = _next_moment(last_write_at) - time.monotonic()
             if gap_s > 0 and not self._ended.is_set() and self._is_busy() and self._gathered.size < _FULL_SIZE:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(gap_s):
@@ -328,6 +332,10 @@ class Execution:
 
     def _fields(self) -> dict[str, object]:
         return {"request": self.grant.request, "attempt": self.grant.attempt}
+
+
+def _next_moment(at: float) -> float:
+    return (math.floor((at - _BUSY_PHASE_S) / _BUSY_GAP_S) + 1) * _BUSY_GAP_S + _BUSY_PHASE_S
 
 
 class _GaveUp(Exception):
