@@ -50,6 +50,7 @@ class _Host:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._said: list[bytes] = []
         self._engine: Engine | None = None
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._helpers: set[asyncio.Task[None]] = set()
@@ -62,6 +63,7 @@ class _Host:
         status = await self._over
         for task in (*self._calls.values(), *self._helpers):
             task.cancel()
+        self._write()  # its last words
         with contextlib.suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(_FLUSH_S):
                 await self._writer.drain()
@@ -85,7 +87,15 @@ class _Host:
         self._finish(EXIT_DEAD)
 
     def _send(self, frame: ToParent) -> None:
-        self._writer.write(packed(frame))
+        """All that is said in one turn of the loop goes in one write: a step of a batch wakes the worker once."""
+        if not self._said:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._said.append(packed(frame))
+
+    def _write(self) -> None:
+        said, self._said = self._said, []
+        if said:
+            self._writer.write(b"".join(said))
 
     def _finish(self, status: int) -> None:
         if not self._over.done():
