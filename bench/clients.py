@@ -29,7 +29,7 @@ _INPUT = m.encode(m.InferenceRequest("bench", "demo", m.InputKind.COMPLETION, m.
 _SHARD = keys.ShardKeys("s0")
 
 
-class _Recorded:
+class Recorded:
     """Stands where a wire would, and keeps the bytes of what is said."""
 
     def __init__(self, reply: Any) -> None:
@@ -72,7 +72,7 @@ class ParkedWorker:
         self._wire, self._inbox = await Wire.to(url), await Wire.to(url)
         self._queue = queue_on(self._wire, self._scripts)
         await self._queue.park(self._offer())
-        parking, renewing = _Recorded((0, 0, 0, 0)), _Recorded(((), ()))
+        parking, renewing = Recorded((0, 0, 0, 0)), Recorded(((), ()))
         await queue_on(parking, self._scripts).park(self._offer())
         await queue_on(renewing, self._scripts).renew(self._id, [])
         beat: tuple[tuple[Any, ...], ...] = (

@@ -27,7 +27,7 @@ _MOST_BEHIND = 20_000
 """So many chunks on their way: the rate is far beyond what can be relayed, and is broken off."""
 _FULL = 2_000
 """Chunks kept on their way to find out how many are relayed at most."""
-_TEXT = "x" * 20
+_TEXT = b"x" * 20
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,9 @@ def allow(streams: int) -> str:
 async def _house(server: str) -> AsyncIterator[_House]:
     with stand(server) as s:
         port = free_port()
-        gateway = s.penstock("gateway", "--port", str(port), PENSTOCK_QUEUE__LEASE_S=str(LEASE_S))
+        # By `pull` a worker that answers nothing for so long as all streams take to open would be closed.
+        environment = {"PENSTOCK_QUEUE__LEASE_S": str(LEASE_S), "PENSTOCK_QUEUE__STRATEGY": "least_connections"}
+        gateway = s.penstock("gateway", "--port", str(port), **environment)
         puppet = Puppet(s.redis_url)
         await puppet.start()
         s.until_answers(f"http://127.0.0.1:{port}/v1/models/{MODEL}")

@@ -1,16 +1,14 @@
 """A worker without an engine: it takes all requests, and says what it is told when it is told. Never here: what is measured."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 
-import hiredis
-
-from bench.clients import queue_on
+from bench.clients import Recorded, queue_on
 from bench.wire import Wire
 from dispatch import messages as m
 from dispatch.fleet import Fleet
-from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
 from dispatch.redis_client import BLOCK_MS, connect
 from dispatch.reports import Heartbeat, ModelCard, RoomStatus
@@ -56,17 +54,16 @@ class Puppet:
         self._wire.close()
         await self._redis.aclose()
 
-    def say(self, turns: Sequence[int], text: str) -> None:
+    def say(self, turns: Sequence[int], text: bytes) -> None:
         """The next chunk of each of these, in one write; nobody waits for the replies."""
-        append, timers = self._scripts["append"], ShardKeys("s0").timers
-        packed = []
+        recorded = Recorded(b"ok")
+        queue = queue_on(recorded, self._scripts)
         for turn in turns:
-            grant = self.grants[turn]
             self.seqs[turn] += 1
-            data = f'{{"text":" and on @{time.monotonic_ns()}@{text}","tokens":[5,6]}}'
-            call = (append.function, 1, timers, "", grant.request, grant.attempt, grant.nonce, self.seqs[turn], data)
-            packed.append(hiredis.pack_command(("FCALL", *call)))
-        self._wire.say(b"".join(packed), len(packed))
+            data = b'{"text":" and on @%d@%s","tokens":[5,6]}' % (time.monotonic_ns(), text)
+            with contextlib.suppress(StopIteration):  # nothing is awaited: it is over at once
+                queue.append(self.grants[turn], self.seqs[turn], data).send(None)
+        self._wire.say(recorded.packed, len(turns))
 
     async def _beats(self, fleet: Fleet) -> None:
         while True:
