@@ -95,7 +95,7 @@ class ParkedWorker:
         self._inbox.close()
 
     def _offer(self) -> m.Offer:
-        return m.Offer(self._id, "demo", 10**9, 10**6, 1_000.0, prefill_weight=5_000.0)
+        return m.Offer(self._id, "demo", 10**9, 10**6, 1_000.0, prefill_weight=1e9)
 
     def _heartbeat(self) -> Heartbeat:
         now_ms = int(time.time() * 1000)

@@ -31,7 +31,7 @@ async def measure(url: str, workers: int, requests: int) -> list[float]:
     queue = Queue(redis, _RULES)
     await redis.flushall()
     for n in range(workers):
-        await queue.park(m.Offer(f"w-{n:04d}", "demo", 10**9, 10**6, 1_000.0, prefill_weight=5_000.0))
+        await queue.park(m.Offer(f"w-{n:04d}", "demo", 10**9, 10**6, 1_000.0, prefill_weight=1e9))
     took = [0] * len(_STEPS)
     for _ in range(requests):
         new = m.NewRequest(m.new_id(), "demo", _INPUT, m.InputKind.CHAT, 128, deadline_ms=600_000, prompt_tokens=100)

@@ -65,7 +65,7 @@ class Bench:
             await self._park()
 
     async def _park(self) -> None:
-        await self._queue.park(m.Offer("w", "demo", 10**9, 10**6, 10.0, prefill_weight=50.0))
+        await self._queue.park(m.Offer("w", "demo", 10**9, 10**6, 10.0, prefill_weight=1e9))
 
     async def _granted(self) -> list[m.Grant]:
         self._inbox, words = await self._queue.read_inbox("w", self._inbox, block_ms=100)

@@ -71,7 +71,7 @@ class Backlog(Subject):
         enqueue_us = await self._timed([self._queue.enqueue(self._new()) for _ in range(2 * AT_ONCE)])
         names = [f"w-{self._round}-{n}" for n in range(AT_ONCE)]
         pull_us = await self._timed(
-            [self._queue.park(m.Offer(w, "demo", _COST_TOKENS, 1, 10.0, prefill_weight=50.0)) for w in names]
+            [self._queue.park(m.Offer(w, "demo", _COST_TOKENS, 1, 10.0, prefill_weight=1e9)) for w in names]
         )
         grants = [grant for name in names for grant in await self._granted(name)]
         await asyncio.gather(*(self._queue.begin(grant) for grant in grants))
@@ -87,7 +87,7 @@ class Parked(Subject):
     """So many workers are parked with room. A request meets the best of them, begins and ends."""
 
     async def fill(self) -> None:
-        offers = [m.Offer(f"w-{n:04d}", "demo", 10**9, 10**6, 10.0, prefill_weight=50.0) for n in range(self._size)]
+        offers = [m.Offer(f"w-{n:04d}", "demo", 10**9, 10**6, 10.0, prefill_weight=1e9) for n in range(self._size)]
         await asyncio.gather(*(self._queue.park(offer) for offer in offers))
         self._inboxes = {f"w-{n:04d}": "0" for n in range(self._size)}
 
