@@ -156,8 +156,9 @@ class Observer:
                 for priority in Priority:
                     for sizes in (keys.sizes(beat.model, priority), keys.sizes_front(beat.model, priority)):
                         pipe.zrange(sizes, 0, 0, withscores=True)
+                pipe.exists(keys.shut(beat.model))
                 pipe.sismember(keys.paused, beat.model)
-                offer, held, score, *smallest, paused = await pipe.execute()
+                offer, held, score, *smallest, closed, paused = await pipe.execute()
             if b"limit" not in offer:  # it never parked there, or was barred where a failover had forgotten its pull
                 continue
             used, limit, slots = sum(int(c) for c in held), int(offer[b"limit"]), int(offer[b"slots"])
@@ -169,6 +170,7 @@ class Observer:
                 and not offer.get(b"alone")
                 and len(held) + bool(offer.get(b"pin")) < slots
                 and seen_ms < self._scene.rules.worker_seen_ms - 500
+                and not closed  # it may be one of these that is waited for
             )
             kept = int(offer.get(b"pin_cost") or 0)
             missed = bool(may_meet and waiting and min(waiting) <= limit - used - kept and not paused)

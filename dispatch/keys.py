@@ -11,6 +11,7 @@ key                                type    holds                                
 {s}:parked:<model>                 zset    worker with room, open -> its score           lease-bound    park, meet / meet
 {s}:rooms:<model>                  zset    worker with room, open or closed -> its room lease-bound    with parked / meet
 {s}:shut:<model>                   zset    worker with room, closed to pull -> its score 1 h           with parked / meet
+{s}:others:<model>                 zset    who waits not by `pull`: entry -> its cost   none (a line)  with its line / meet
 {s}:pins:<model>                   set     workers that keep room for a waiting request 1 h            meet / meet
 {s}:turn:<model>                   hash    round robins: whose turn it is               1 day          meet / meet
 {s}:session:<model>:<hash>         string  the worker that last ran the session         10 min         meet / meet
@@ -120,6 +121,9 @@ class ShardKeys:
 
     def shut(self, model: str) -> str:
         return f"{self._tag}shut:{model}"
+
+    def others(self, model: str) -> str:
+        return f"{self._tag}others:{model}"
 
     def worker(self, worker: str) -> str:
         return f"{self._tag}worker:{worker}"

@@ -205,7 +205,7 @@ class Looking:
             pipe.hgetall(self._keys.stats(model))
             pipe.sismember(self._keys.paused, model)
             pipe.scard(self._keys.leases(model))
-            pipe.zcard(self._keys.parked(model))
+            pipe.zcard(self._keys.rooms(model))
             pipe.time()
             *lines, totals, paused, running, parked, time = await pipe.execute()
         now_ms = time[0] * 1000 + time[1] // 1000

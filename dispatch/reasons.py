@@ -99,7 +99,7 @@ class SeenWorker:
     @property
     def opens_in_s(self) -> float:
         """When it takes more, at its measured speed; 0: it is open."""
-        if not self.prefill_tokens or not scores.is_closed(self.load):
+        if not scores.is_closed(self.load):
             return 0.0
         return self.prefill_tokens / scores.prefill_speed(self.load) - scores.OPEN_S
 
@@ -177,7 +177,7 @@ def _no_place(needs: Needs, w: SeenWorker) -> list[Reason]:
         found.append(Reason.NO_ROOM)
     if not found and pinned_by_other and (w.held + 1 >= w.slots or w.free_tokens - w.pin_tokens < needs.cost_tokens):
         found.append(Reason.KEPT_FOR_PINNED)
-    if not found and needs.pulls and w.prefill_tokens and scores.is_closed(w.load):
+    if not found and needs.pulls and w.pin != needs.request and scores.is_closed(w.load):
         found.append(Reason.PREFILLING)
     return found
 

@@ -61,6 +61,11 @@ class Strategy(StrEnum):
 DEFAULT = Strategy.PULL
 
 
+def is_pull(name: str) -> bool:
+    """Whether a request goes by `pull`: it names it, or none that is known here."""
+    return name not in set(Strategy) - {Strategy.PULL}
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What is known of a parked worker. All but the last three is Redis's own, exact and present."""
@@ -115,8 +120,9 @@ def has_room(load: Load, cost_tokens: int) -> bool:
 
 
 def is_closed(load: Load) -> bool:
-    """`pull`: whether it takes no more until it has said some first tokens. With no prompt to do it takes one, however long."""
-    return load.prefill_tokens >= OPEN_S * prefill_speed(load)
+    """`pull`: whether it takes no more until it has said some first tokens. With no prompt to do it takes one, however long; and
+    who does not know how fast it prefills is never closed."""
+    return load.prefill_weight > 0 and load.prefill_tokens >= OPEN_S * load.prefill_weight
 
 
 def younger_s(load: Load, prompt_tokens: int) -> float:

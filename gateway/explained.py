@@ -12,7 +12,7 @@ from dispatch.meetings import Meeting, Met, meetings_from
 from dispatch.reasons import NEVER, Impossible, Judged, Needs, Reason, impossible, judge_all, outlook
 from dispatch.records import RequestRecord
 from dispatch.rules import QueueRules
-from dispatch.scores import DEFAULT
+from dispatch.scores import is_pull
 from dispatch.states import RequestState, shown
 from gateway.explained_words import kept_words, met_words, reason_words, span
 from gateway.scaled import Help
@@ -25,7 +25,7 @@ MOST_WORKERS = 50
 
 def waiting_document(record: RequestRecord, around: Surroundings, rules: QueueRules, autoscaler: Help) -> dict[str, Any]:
     """A request that waits in line: for what, behind whom, why no worker takes it, and what the autoscaler does for it."""
-    pulls = record.strategy in ("", DEFAULT)
+    pulls = is_pull(record.strategy)
     patient = pulls and around.now_ms - record.queued_at_ms < rules.patience_ms
     needs = Needs(record.id, record.cost_tokens, record.crashes > 0, around.paused, record.prompt_tokens, pulls, patient)
     judged = sorted(judge_all(needs, around.workers, rules.worker_seen_ms), key=_nearest)

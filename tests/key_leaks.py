@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 # One a model or one a Penstock; never one a request, worker or gateway.
 PERMANENT = re.compile(
-    r"\{s\d+\}:(queue:.+:(high|normal|low)(:front|:alone)?|sizes:.+|parked:.+|stats:.+|leases:.+|timers|requests|expiries|paused|outbox)|models|workers|model:.+|tokenizer:.+"
+    r"\{s\d+\}:(queue:.+:(high|normal|low)(:front|:alone)?|sizes:.+|others:.+|parked:.+|stats:.+|leases:.+|timers|requests|expiries|paused|outbox)|models|workers|model:.+|tokenizer:.+"
     r"|\{scale\}:(leader:.+|orders:.+|status|log|counts|overrides|hosts)"
 )
 

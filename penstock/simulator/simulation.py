@@ -26,7 +26,7 @@ GREEDY = "greedy"
 BASELINES = (ORACLE, GREEDY)
 _BY_REPORTS = (Strategy.LEAST_LOADED, Strategy.LEAST_LOADED_UTILISATION, Strategy.LEAST_LOADED_WAITING)
 _PATIENCE_S = QueueRules().patience_ms / 1000
-_WINDOW = 32
+_WINDOW, _WINDOW_OF_PULL = 64, 32
 """How many of those that wait a worker with new room looks at."""
 
 
@@ -149,7 +149,7 @@ class Simulation:
         w = self.workers[place]
         if not w.parked or self._closed(w.load):
             return
-        head = [self._line.popleft() for _ in range(min(_WINDOW, len(self._line)))]
+        head = [self._line.popleft() for _ in range(min(_WINDOW_OF_PULL if self._pulling else _WINDOW, len(self._line)))]
         taken = set()
         for job in sorted(head, key=lambda job: job.queued_at + self._younger_s(w.load, job)) if self._pulling else head:
             if self._closed(w.load):

@@ -8,7 +8,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from dispatch.rules import QueueRules
-from dispatch.scores import DEFAULT, Load, Need, is_closed, standing, suits
+from dispatch.scores import Load, Need, is_closed, is_pull, standing, suits
 from dispatch.states import ENDINGS, HELD, Priority
 from tests.key_leaks import PERMANENT
 
@@ -27,6 +27,7 @@ _READ = {
     "parked": ("ZRANGE", "0", "-1", "WITHSCORES"),
     "shut": ("ZRANGE", "0", "-1", "WITHSCORES"),
     "rooms": ("ZRANGE", "0", "-1", "WITHSCORES"),
+    "others": ("ZRANGE", "0", "-1", "WITHSCORES"),
     "requests": ("ZRANGE", "0", "-1"),
     "expiries": ("ZRANGE", "0", "-1"),
     "timers": ("ZRANGE", "0", "-1", "WITHSCORES"),
@@ -208,13 +209,13 @@ def _parked(s: Snapshot) -> list[str]:
     rooms = {(model, worker): float(left) for model, all_ in s.of["rooms"].items() for worker, left in all_}
     derived = {
         (model, worker): float(_room(s.of["worker"].get(worker, {}), s.of["held"].get(worker, {})))
-        for both in ("parked", "shut")
-        for model, parked in s.of[both].items()
+        for which in ("parked", "shut")
+        for model, parked in s.of[which].items()
         for worker, _ in parked
         if s.of["worker"].get(worker)
     }
     if rooms != derived:
-        wrong.append(f"rooms of the parked are {rooms}, must be {derived}")
+        wrong.append(f"rooms of the parked and the closed are {rooms}, must be {derived}")
     for model, parked in s.of["parked"].items():
         for worker, score in parked:
             w, held = s.of["worker"].get(worker, {}), s.of["held"].get(worker, {})
@@ -241,11 +242,11 @@ def _waits_for_better(s: Snapshot, model: str, r: dict[str, str], load: Load) ->
     """Whether a closed worker would serve it so much better than this open one that it waits."""
     shut = [worker for worker, _ in s.of["shut"].get(model, []) if s.of["worker"].get(worker)]
     closed = [_load(s.of["worker"][worker], s.of["held"].get(worker, {})) for worker in shut]
-    return r["strategy"] in ("", DEFAULT) and not suits(load, Need(int(r["prompt"]), int(r["cost"])), closed)
+    return is_pull(r["strategy"]) and not suits(load, Need(int(r["prompt"]), int(r["cost"])), closed)
 
 
 def _shut(s: Snapshot) -> list[str]:
-    """Who is closed has room, and too much to prefill to take more, but by another strategy than `pull`."""
+    """Who is closed has room, and too much to prefill to take more."""
     wrong = []
     for model, closed in s.of["shut"].items():
         parked = {worker for worker, _ in s.of["parked"].get(model, [])}
@@ -258,10 +259,23 @@ def _shut(s: Snapshot) -> list[str]:
             elif abs(float(score) - _standing(w, held)) > 1e-9:
                 wrong.append(f"{worker} is closed with score {score}, it is {_standing(w, held)}")
             for request, r in s.of["request"].items():
-                waits = model not in s.one("paused") and r["model"] == model and r["state"] == "queued" and not int(r["crashes"])
-                if waits and r["strategy"] not in ("", DEFAULT) and int(r["cost"]) <= _room(w, held):
-                    wrong.append(f"{request} waits by {r['strategy']}, and {worker} has room for it: they were left unmet")
+                may_meet = (
+                    model not in s.one("paused") and r["model"] == model and r["state"] == "queued" and not int(r["crashes"])
+                )
+                if w and may_meet and not is_pull(r["strategy"]) and int(r["cost"]) <= _room(w, held):
+                    wrong.append(f"{request} waits by {r['strategy']} and {worker} has room for it: they were left unmet")
     return wrong
+
+
+def _others(s: Snapshot) -> list[str]:
+    """Who waits by another strategy than `pull`, and is no suspect, is known to."""
+    listed = {(model, member, float(cost)) for model, all_ in s.of["others"].items() for member, cost in all_}
+    waiting = {
+        (r["model"], f"{r['priority']}{r['part']} {r['entry']}", float(r["cost"]))
+        for r in s.of["request"].values()
+        if r["state"] == "queued" and r["part"] != ":alone" and not is_pull(r["strategy"])
+    }
+    return [] if listed == waiting else [f"waiting by other strategies are said to be {listed}, are {waiting}"]
 
 
 def _timers(s: Snapshot) -> list[str]:
@@ -346,6 +360,7 @@ def broken(s: Snapshot, rules: QueueRules) -> list[str]:
         *_pins(s),
         *_parked(s),
         *_shut(s),
+        *_others(s),
         *_timers(s),
         *_logs(s),
         *_kept(s, rules),

@@ -1,8 +1,7 @@
 """Walks about closed workers: they were granted so much to prefill that they take no more for now (docs/decisions/0022)."""
 
 from dispatch import messages as m
-from dispatch.scores import Strategy
-from dispatch.states import RequestState
+from dispatch.states import Priority, RequestState
 from tests.dispatch.pin_walks import pass_time
 from tests.dispatch.twin import Twin, must
 from tests.dispatch.walks import running
@@ -110,64 +109,101 @@ async def shorter_first(t: Twin) -> None:
         await t.finish(t.grant(news[first].id), 1)
 
 
+async def silent_to_the_end(t: Twin) -> None:
+    """An engine that says all at once: its ending, with all it said, opens its worker as a first output does."""
+    grant = await closed(t, "w-1")
+    waiting = [t.new(prompt_tokens=3) for _ in range(2)]
+    for new in waiting:
+        await t.enqueue(new)
+    await t.finish(grant, 1, b"all of it")
+    must(t.record(waiting[0].id).state is S.GRANTED, "the prompt is done")
+    must(t.record(waiting[1].id).state is S.QUEUED, "it is closed again")
+    await t.begin(t.grant(waiting[0].id))
+    await t.retry(t.grant(waiting[0].id))
+    must(t.record(waiting[1].id).state is S.GRANTED, "so does every way of leaving it")
+
+
+async def speed_unknown(t: Twin) -> None:
+    """A worker that does not know how fast it prefills is never closed."""
+    await t.park("w-1", prefill_weight=0.0)
+    for _ in range(3):
+        new = t.new(prompt_tokens=1_000)
+        await t.enqueue(new)
+        must(t.record(new.id).worker == "w-1", "it takes what it has room for")
+
+
+async def other_strategies(t: Twin) -> None:
+    """They know of no closed workers: one with room is as good as any, and takes them from the line."""
+    await closed(t, "w-1")
+    at_once = [t.new(prompt_tokens=5, strategy=strategy) for strategy in ("least_connections", "session", "round_robin")]
+    for new in at_once:
+        await t.enqueue(new)
+        must(t.record(new.id).worker == "w-1", f"{new.strategy} has room")
+    pulls = t.new(prompt_tokens=1)
+    low = t.new(64, prompt_tokens=1, strategy="power_of_two", priority=Priority.LOW)
+    high = t.new(65, prompt_tokens=1, strategy="power_of_two", priority=Priority.HIGH)
+    for new in (pulls, low, high):
+        await t.enqueue(new)
+        must(t.record(new.id).state is S.QUEUED, "by pull it is closed, and these are too big")
+    await t.begin(t.grant(at_once[0].id))
+    await t.finish(t.grant(at_once[0].id), 1)
+    must(t.record(high.id).state is S.GRANTED, "its room grew, and high is before low")
+    small = t.new(60, strategy="least_connections")
+    await t.enqueue(small)
+    await t.cancel(high.id)
+    must(t.record(pulls.id).state is S.QUEUED, "it is closed still")
+    must(t.record(small.id).state is S.GRANTED and t.record(low.id).state is S.QUEUED, "normal is before low")
+    await t.pause(True)
+    await t.cancel(small.id)
+    await t.pause(False)
+    must(t.record(low.id).state is S.GRANTED, "resumed, it comes to a closed worker, too")
+
+
+async def others_by_age(t: Twin) -> None:
+    """By another strategy a long prompt makes nobody younger."""
+    news = [t.new(prompt_tokens=8, strategy="least_connections"), t.new(prompt_tokens=0, strategy="least_connections")]
+    for new in news:
+        await t.enqueue(new)
+        await t.advance(100)
+    await t.park("w-1", slots=1)
+    must(t.record(news[0].id).state is S.GRANTED, "the oldest is next")
+
+
+async def others_fill_the_better(t: Twin) -> None:
+    """What other strategies grant to a closed worker makes it worse: who waits for it goes elsewhere in the same script."""
+    await closed(t, "w-1", weight=1_000.0)
+    await t.park("w-2", weight=100.0)
+    new = t.new(prompt_tokens=1)
+    await t.enqueue(new)
+    must(t.record(new.id).state is S.QUEUED, "w-1 would serve it much better")
+    other = t.new(10, prompt_tokens=100_000, strategy="weighted_least_connections")
+    await t.enqueue(other)
+    must(t.record(other.id).worker == "w-1", "it has the fewest by its speed")
+    must(t.record(new.id).worker == "w-2", "now w-1 has more to do than is worth waiting for")
+
+
+async def a_suspect_finds_it(t: Twin) -> None:
+    """A suspect of a crash has a closed worker kept free for it where no other is."""
+    suspect = await running(t, "w-2", prompt_tokens=1)
+    grant = await closed(t, "w-1")
+    await t.abandon("w-2", (suspect.request,))
+    must(t.record(suspect.request).reserved == "w-1", "it is kept free")
+    await t.append(grant, 1, b"one")
+    await t.finish(grant, 2)
+    must(t.record(suspect.request).worker == "w-1", "it runs alone")
+
+
 async def pinned_while_closed(t: Twin) -> None:
-    """Who has its room kept at a worker comes when that one opens."""
+    """Who has its room kept at a worker comes as soon as it fits, closed or not."""
     first, second = await running(t, cost=30, prompt_tokens=2), await running(t, cost=30)
-    big = t.new(60)
+    big, small = t.new(60), t.new(1)
     await t.enqueue(big)
     await pass_time(t, t.rules.pin_ms + 500, "w-1")
     must(t.record(big.id).pinned == "w-1", "room is kept for it")
     await t.park("w-1", prefill_weight=1.0)
+    await t.enqueue(small)
     await t.finish(second, 1)
-    must(t.record(big.id).state is S.QUEUED, "it has two tokens to prefill, and is slow")
+    must(t.record(big.id).state is S.GRANTED, "it waited enough")
+    must(t.record(small.id).state is S.QUEUED, "for others it has two tokens to prefill, and is slow")
     await t.append(first, 1, b"one")
-    must(t.record(big.id).state is S.GRANTED, "it comes")
-
-
-async def another_strategy(t: Twin) -> None:
-    """Other strategies know of no closed workers, neither as they come nor in line."""
-    held = await running(t, cost=80)
-    await t.enqueue(t.new(10, prompt_tokens=3, max_attempts=1))
-    pulls, turns = t.new(20), t.new(20, strategy=Strategy.ROUND_ROBIN)
-    await t.enqueue(pulls)
-    await t.enqueue(turns)
-    await t.finish(held, 1)
-    must(t.record(turns.id).state is S.GRANTED and t.record(pulls.id).state is S.QUEUED, "w-1 is closed to one of them")
-
-
-async def made_worse_by_another_strategy(t: Twin) -> None:
-    """What it gives a closed worker makes that one worse for who waits for it."""
-    await closed(t, "w-1", weight=1_000.0)
-    await t.park("w-2", limit=20, weight=200.0)
-    new = t.new(prompt_tokens=1)
-    await t.enqueue(new)
-    must(t.record(new.id).state is S.QUEUED, "it waits for w-1")
-    await t.enqueue(t.new(60, prompt_tokens=6_000, strategy=Strategy.ROUND_ROBIN))
-    must(t.record(new.id).worker == "w-2", "w-1 has much more to do")
-
-
-async def in_turn_by_another_strategy(t: Twin) -> None:
-    """Only `pull` lets a short one pass a long one."""
-    long, short = t.new(prompt_tokens=8, strategy=Strategy.ROUND_ROBIN), t.new(strategy=Strategy.ROUND_ROBIN)
-    await t.enqueue(long)
-    await t.advance(200)
-    await t.enqueue(short)
-    await t.park("w-1", slots=1)
-    must(t.record(long.id).state is S.GRANTED, "it came first")
-
-
-async def pinned_by_another_strategy(t: Twin) -> None:
-    """It comes to a closed worker, and who stands before it in line and waits for an open one does not."""
-    first, second = await running(t, cost=30, prompt_tokens=2), await running(t, cost=30)
-    pulls, big = t.new(50), t.new(60, strategy=Strategy.ROUND_ROBIN)
-    await t.park("w-2", limit=55, slots=1)
-    other = await running(t, cost=55, worker="w-2")
-    await t.enqueue(pulls)
-    await t.enqueue(big)
-    await pass_time(t, t.rules.pin_ms + 500, "w-2", "w-1")
-    must((t.record(pulls.id).pinned, t.record(big.id).pinned) == ("w-2", "w-1"), "room is kept for both")
-    await t.park("w-1", prefill_weight=1.0)
-    await t.finish(second, 1)
-    must(t.record(big.id).state is S.GRANTED and t.record(pulls.id).state is S.QUEUED, "only the pinned comes")
-    await t.append(first, 1, b"one")
-    await t.finish(other, 1)
+    must(t.record(small.id).state is S.GRANTED, "it is open")

@@ -184,10 +184,11 @@ class Model:
     def _best(self, r: Request) -> str | None:
         if self.paused:
             return None
-        for gone in [w for w in self.shut if not self.is_open(w) and self.room(w) >= r.cost]:
-            self._unpark(gone)
-        parked = [self.load(w) for w in self.parked | self.shut if self.is_open(w)]
-        need = scores.Need(r.prompt, r.cost, r.session, self.sessions.get(r.session, ""), patient=False)
+        if not scores.is_pull(r.strategy):
+            self._forget_the_gone(r.cost)
+        able = self.parked if scores.is_pull(r.strategy) else self.parked | self.shut
+        parked = [self.load(w) for w in able if self.is_open(w)]
+        need = scores.Need(r.prompt, r.cost, r.session, self.sessions.get(r.session, ""))
         met = scores.choose(scores.Strategy(r.strategy or scores.DEFAULT), parked, need)
         return met.worker if met and self._suits(r, met.worker) else None
 
@@ -196,16 +197,17 @@ class Model:
 
     def _suits(self, r: Request, worker: str) -> bool:
         """It waits for a closed worker that would serve it much better, but not for ever."""
-        if r.strategy not in ("", scores.DEFAULT):
+        if not scores.is_pull(r.strategy):
             return True
-        if self.is_closed(worker):
-            return False
         if r.state is S.QUEUED and r.queued_at and self.now - r.queued_at >= self.rules.patience_ms:
             return True
-        for gone in [w for w in self.shut if not self.is_open(w)]:
-            self._not_shut(gone)
+        self._forget_the_gone()
         closed = scores.first_closed([self.load(w) for w in self.shut])
         return scores.suits(self.load(worker), scores.Need(r.prompt, r.cost), closed)
+
+    def _forget_the_gone(self, room: int = 0) -> None:
+        for gone in [w for w in self.shut if not self.is_open(w) and self.room(w) >= room]:
+            self._not_shut(gone)
 
     def _not_shut(self, worker: str) -> None:
         if worker in self.shut:
@@ -217,6 +219,7 @@ class Model:
         self._not_shut(worker)
 
     def _grant(self, r: Request, worker: str) -> None:
+        self._stirred = self._stirred or self.is_closed(worker)
         r.attempt += 1
         r.state, r.worker, r.lease = S.GRANTED, worker, self.now + self.rules.grant_ms
         r.prefilling = r.prompt > 0
@@ -242,7 +245,6 @@ class Model:
             self._unpark(worker)
         elif self.is_closed(worker):
             self.parked.discard(worker)
-            self._stirred = self._stirred or worker in self.shut  # it took more by another strategy
             self.shut.add(worker)
         else:
             self.parked.add(worker)
@@ -267,8 +269,9 @@ class Model:
         return True
 
     def _place(self, r: Request) -> str | None:
-        able = [w for w in self.parked if self.is_open(w) and self.workers[w].limit >= r.cost]
-        return None if self.paused else min(able, key=lambda w: (bool(self.held_by(w)), self.score(w), w), default=None)
+        able = [w for w in self.parked | self.shut if self.is_open(w) and self.workers[w].limit >= r.cost]
+        order = {w: (bool(self.held_by(w)), w in self.shut, self.score(w), w) for w in able}
+        return None if self.paused else min(able, key=order.__getitem__, default=None)
 
     def _arrive(self, r: Request, part: str) -> None:
         if r.crashes:
@@ -285,7 +288,6 @@ class Model:
             self._park(worker)
         else:
             self._wait(r, part)
-        self._meet_others()
 
     def _by_age(self, lines: list[tuple[Priority, str]]) -> list[tuple[Priority, str]]:
         """By priority, but `ageing_ms` of longer waiting outweigh one priority; a front before its line."""
@@ -319,7 +321,7 @@ class Model:
         return self.workers[r.pinned].pin == r.id and r.cost <= self.workers[r.pinned].limit
 
     def _take_pinned(self, worker: str) -> int:
-        """As soon as it fits; before it whoever stands before it in its line and fits, too."""
+        """As soon as it fits, closed or not; before it whoever stands before it in its line and fits, too."""
         w, granted = self.workers[worker], 0
         while w.pin and not w.alone:
             r = self.requests[w.pin]
@@ -330,11 +332,8 @@ class Model:
             room = w.limit - sum(each.cost for each in held)
             if room < r.cost or len(held) >= w.slots:
                 return granted
-            closed = self.is_closed(worker)
-            if closed and r.strategy in ("", scores.DEFAULT):
-                return granted
             line = next(line for line in self.lines.values() if r.id in line)
-            first = r.id if closed else next(i for i in line if self.requests[i].cost <= room)
+            first = next(i for i in line if self.requests[i].cost <= room)
             if first == r.id:
                 w.pin = ""
             line.remove(first)
@@ -367,23 +366,29 @@ class Model:
                 return
 
     def _take_next(self, worker: str) -> bool:
+        waiting = [r for r in self.requests.values() if r.state is S.QUEUED and not r.crashes]
+        closed = self.is_closed(worker)
+        if closed and all(scores.is_pull(r.strategy) for r in waiting):
+            return False
         self._pin_oldest(worker)
         room = self.room(worker)
-        lines = [line for line, ids in self.lines.items() if line[1] != ALONE and any(self.requests[i].cost <= room for i in ids)]
+        fits = {r.id for r in waiting if r.cost <= room and not (closed and scores.is_pull(r.strategy))}
+        lines = [line for line, ids in self.lines.items() if line[1] != ALONE and fits & set(ids)]
         if not lines:
             return False
         for line in (self.lines[each] for each in self._by_age(lines)):
-            able = [r for r in map(self.requests.__getitem__, line) if r.cost <= room and self._suits(r, worker)]
+            able = [r for r in map(self.requests.__getitem__, line) if r.id in fits and self._suits(r, worker)]
             if able:
                 load = self.load(worker)
-                r = min(able, key=lambda r: r.queued_at + 1000 * self._younger_s(load, r))
+                r = min(able, key=lambda r: r.queued_at + self._younger_ms(load, r))
                 line.remove(r.id)
                 self._grant(r, worker)
                 return True
         return False
 
-    def _younger_s(self, load: scores.Load, r: Request) -> float:
-        return scores.younger_s(load, r.prompt) if r.strategy in ("", scores.DEFAULT) else 0.0
+    @staticmethod
+    def _younger_ms(load: scores.Load, r: Request) -> float:
+        return 1000 * scores.younger_s(load, r.prompt) if scores.is_pull(r.strategy) else 0.0
 
     def _take_waiting(self, worker: str) -> int:
         granted = 0
@@ -392,7 +397,7 @@ class Model:
         return granted
 
     def _meet_others(self) -> None:
-        """Who waited for a closed worker may do better elsewhere, since that one was looked at or went."""
+        """Who waited for a closed worker may do better elsewhere, since that one was looked at, went or took something."""
         if not self._stirred:
             return
         self._stirred = False
@@ -489,6 +494,7 @@ class Model:
             r.readers = {reader}
         self.requests[r.id] = r
         self._arrive(r, BACK)
+        self._meet_others()
         return "ok", r.id
 
     def cancel(self, request: str) -> RequestState | None:
@@ -640,6 +646,7 @@ class Model:
                     self._grant(r, best)
                     self._park(best)
         self._look_at_the_freed()
+        self._stirred = True
         self._meet_others()
 
     def take_owed(self, again_ms: int) -> dict[str, int]:

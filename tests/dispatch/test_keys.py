@@ -14,7 +14,7 @@ KEYS = ShardKeys("s0")
 def names(twin: Twin) -> dict[str, set[str]]:
     """By kind, every name that dispatch/keys.py knows for what took part."""
     requests, workers, gateways = list(twin.model.requests), ["w-1", "w-2", "w-3"], ["g-1", "g-2"]
-    a_model = [KEYS.parked, KEYS.rooms, KEYS.shut, KEYS.leases, KEYS.stats, KEYS.pins, KEYS.turn]
+    a_model = [KEYS.parked, KEYS.rooms, KEYS.shut, KEYS.others, KEYS.leases, KEYS.stats, KEYS.pins, KEYS.turn]
     a_line = [KEYS.queue, KEYS.queue_front, KEYS.queue_alone, KEYS.sizes, KEYS.sizes_front, KEYS.sizes_alone]
     a_request = [KEYS.request, KEYS.input, KEYS.output, KEYS.tombstone, KEYS.webhook]
     found = {name.__name__: {name(MODEL)} for name in a_model}
@@ -56,10 +56,11 @@ async def test_every_key_has_a_name_and_every_name_is_used(redis: Redis) -> None
     await twin.park("w-3", limit=1)
     stored = {name.decode() for name in await redis.keys("*")}
     used |= {kind for kind, members in names(twin).items() if members & stored}
-    # A worker that is closed, for it has much to prefill.
+    # A worker that is closed, for it has much to prefill, and who waits for another's room by another strategy.
     await twin.park("w-4")
     await twin.park("w-5")
     await twin.enqueue(twin.new(10, prompt_tokens=900))
+    await twin.enqueue(twin.new(500, strategy="least_connections"))
     stored = {name.decode() for name in await redis.keys("*")}
     used |= {kind for kind, members in names(twin).items() if members & stored}
     assert used == names(twin).keys()

@@ -49,6 +49,32 @@ async def test_the_window_is_exact_and_nothing_behind_it_is_left(redis: Redis, s
         assert sum(costs[request] for request in taken) == limit - parked.room_tokens
 
 
+@pytest.mark.parametrize("is_resumed", [False, True])
+async def test_behind_many_that_wait_for_a_closed_worker_the_others_are_met(redis: Redis, is_resumed: bool) -> None:
+    rules = QueueRules()
+    queue, twin = Queue(redis, rules), Twin(redis, rules)
+    await queue.park(m.Offer("fast", MODEL, 100, 8, 1_000.0, prefill_weight=4_000.0))
+    await queue.enqueue(twin.new(40, prompt_tokens=90_000))
+    full = twin.new(60, strategy="least_connections")
+    if is_resumed:
+        await queue.pause(MODEL, True)
+    else:
+        await queue.enqueue(full)
+    for _ in range(3 * WINDOW):
+        await queue.enqueue(twin.new(1, prompt_tokens=1))
+    last = twin.new(1, strategy="least_connections")
+    await queue.enqueue(last)
+    await (queue.pause(MODEL, False) if is_resumed else queue.cancel(full.id))
+    record = await queue.record(last.id)
+    assert record is not None and record.worker == "fast", "it has room, though all before it wait for it to open"
+    await queue.park(m.Offer("slow", MODEL, 100, 8, 1.0))
+    await queue.pause(MODEL, True)
+    await queue.pause(MODEL, False)
+    after = await snapshot(redis)
+    assert not broken(after, rules)
+    assert len(line_order(after, MODEL)) == 3 * WINDOW, "all others wait for the better, though one is open"
+
+
 async def test_models_share_a_shard_and_nothing_else(redis: Redis) -> None:
     queue = Queue(redis, QueueRules())
     for model in (MODEL, OTHER):

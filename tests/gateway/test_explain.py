@@ -222,15 +222,15 @@ async def test_a_pinned_request_and_who_waits_beside_it(
     assert small["codes"] == ["kept_for_pinned"] and "keeps its next 160 tokens" in small["words"]
 
 
-async def enqueued(queue: Queue, prompt_tokens: int) -> str:
+async def enqueued(queue: Queue, prompt_tokens: int, cost: int = 10, **more: Any) -> str:
     asked = m.InferenceRequest(m.new_id(), MODEL, m.InputKind.CHAT, m.Sampling(max_tokens=8))
-    new = m.NewRequest(asked.id, MODEL, m.encode(asked), asked.kind, 10, 3_600_000, prompt_tokens=prompt_tokens)
+    new = m.NewRequest(asked.id, MODEL, m.encode(asked), asked.kind, cost, 3_600_000, prompt_tokens=prompt_tokens, **more)
     await queue.enqueue(new)
     return asked.id
 
 
 async def test_a_worker_that_has_much_to_prefill(gateway: Running, workers: StandIns, queue: Queue) -> None:
-    await workers.park("w-1", limit=10_000, weight=1_000.0)  # it prefills 5,000 tokens a second
+    await workers.park("w-1", limit=10_000, weight=1_000.0, prefill_weight=5_000.0)
     await enqueued(queue, 4_000)
     waits = await enqueued(queue, 20)
     said = await only(gateway, waits)
@@ -243,6 +243,17 @@ async def test_a_worker_that_has_much_to_prefill(gateway: Running, workers: Stan
     assert "waits for that one" in both["w-2"]["words"]
     late = await why(gateway, await enqueued(queue, 20))
     assert (late["meetings"][-1]["code"], late["meetings"][-1]["worker"]) == ("better", "w-1")
+
+
+async def test_other_strategies_know_of_no_closed_worker(gateway: Running, workers: StandIns, queue: Queue) -> None:
+    await workers.park("w-1", limit=10_000, weight=1_000.0, prefill_weight=5_000.0)
+    await enqueued(queue, 4_000)
+    waits = await enqueued(queue, 20, 20_000, strategy="least_connections")
+    assert (await only(gateway, waits))["codes"] == ["too_small", "no_room"]
+    waits = await enqueued(queue, 20, 9_995, strategy="least_connections")
+    assert (await only(gateway, waits))["codes"] == ["no_room"]
+    met = await why(gateway, await enqueued(queue, 20, 100, strategy="least_connections"))
+    assert met["run"]["worker"] == "w-1"
 
 
 async def test_a_running_request_says_why_that_worker(gateway: Running, workers: StandIns) -> None:

@@ -24,8 +24,8 @@ from worker.engines.sse import SseParser
 _PATHS: Mapping[InputKind, str] = {InputKind.CHAT: "/chat/completions", InputKind.COMPLETION: "/completions"}
 _SLOTS = 64
 _LIMIT_TOKENS = 1_000_000
-_WEIGHT, _PREFILL_WEIGHT = 1_000.0, 5_000.0
-"""Nothing is known of its speed: about one good GPU."""
+_WEIGHT = 1_000.0
+"""Nothing is known of its speed: about one good GPU. Nor of its prefill, so that no reckoned speed closes it."""
 _WAIT_S = 30.0
 """How long `start` waits for a server that is itself just starting."""
 _SILENCE_S = 300.0
@@ -90,7 +90,6 @@ class UpstreamEngine:
             slots=self._slots,
             weight=_WEIGHT,
             device="upstream",
-            prefill_weight=_PREFILL_WEIGHT,
         )
 
     def cost(self, request: InferenceRequest) -> Cost:

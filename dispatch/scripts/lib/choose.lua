@@ -41,6 +41,7 @@ local SCORES = {
 }
 
 local function strategy_of(r) return SCORES[r.strategy] and r.strategy or DEFAULT end
+is_pull = function(r) return strategy_of(r) == DEFAULT end
 
 -- Those of the parked pulls named that a request may meet.
 local function opened(model, ids)
@@ -52,30 +53,28 @@ local function opened(model, ids)
   return found
 end
 
--- For `pull`, of the open with room those that stand first: few where few have room, else the best of the first pages of the line.
+-- The parked pulls with room, not closed, that stand first: few where few have room, else the best of the first pages of the line.
 local function first_fitting(model, cost)
-  local fitting = redis.call('ZRANGE', k_rooms(model), cost, '+inf', 'BYSCORE', 'LIMIT', 0, CANDIDATES)
-  local found, from, looked = {}, 0, 0
-  if #fitting < CANDIDATES then
-    for _, w in ipairs(opened(model, fitting)) do
-      if not is_closed(w) then found[#found + 1] = w end
-    end
-    return found
+  local page = redis.call('ZRANGE', k_parked(model), 0, CANDIDATES - 1)
+  if #page == CANDIDATES then
+    local fitting = redis.call('ZRANGE', k_rooms(model), cost, '+inf', 'BYSCORE', 'LIMIT', 0, CANDIDATES)
+    if #fitting < CANDIDATES then page = fitting end
   end
+  local found, from, looked = {}, 0, 0
   while true do
-    local page = redis.call('ZRANGE', k_parked(model), from, from + CANDIDATES - 1)
     for _, id in ipairs(page) do
       local w = read_worker(id)
       if not is_open(w) then
         unpark(model, id)
       else
         from = from + 1
-        if room(w) >= cost then found[#found + 1] = w end
+        if room(w) >= cost and not is_closed(w) then found[#found + 1] = w end
       end
       if #found == CANDIDATES then return found end
     end
     looked = looked + #page
-    if #page == 0 or (#found > 0 and looked >= SCAN) then return found end
+    if #page < CANDIDATES or (#found > 0 and looked >= SCAN) then return found end
+    page = redis.call('ZRANGE', k_parked(model), from, from + CANDIDATES - 1)
   end
 end
 
@@ -127,7 +126,7 @@ local function sums(r, strategy, compared, last_worker)
   return all
 end
 
--- The first of the closed: parked, and with too much to prefill to take more.
+-- The first of the closed.
 local function first_closed(model)
   local found = {}
   for _, id in ipairs(redis.call('ZRANGE', k_shut(model), 0, CANDIDATES - 1)) do
@@ -137,10 +136,9 @@ local function first_closed(model)
   return found
 end
 
--- Whether w may take the request. By `pull`: it is open, and none of the closed would serve it so much better that it waits for that one.
+-- Whether w, which is open, may take the request: none of the closed would serve it so much better that it waits for that one.
 local function suits(w, r)
-  if strategy_of(r) ~= DEFAULT then return true end
-  if is_closed(w) then return false end
+  if not is_pull(r) then return true end
   if r.state == 'queued' and r.queued_at and now - r.queued_at >= PATIENCE_MS then return true end
   w.closed = w.closed or first_closed(w.model)
   local here = SCORES.pull(w, r)

@@ -16,6 +16,7 @@ local function k_inbox(id) return TAG .. 'inbox:' .. id end
 local function k_parked(model) return TAG .. 'parked:' .. model end
 local function k_rooms(model) return TAG .. 'rooms:' .. model end
 local function k_shut(model) return TAG .. 'shut:' .. model end
+local function k_others(model) return TAG .. 'others:' .. model end
 local function k_pins(model) return TAG .. 'pins:' .. model end
 local function k_leases(model) return TAG .. 'leases:' .. model end
 local function k_stats(model) return TAG .. 'stats:' .. model end

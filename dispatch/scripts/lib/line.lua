@@ -12,6 +12,12 @@ local RANK = {high = 0, normal = 1, low = 2}
 local function k_line(model, priority, part) return TAG .. 'queue:' .. model .. ':' .. priority .. part end
 local function k_sizes(model, priority, part) return TAG .. 'sizes:' .. model .. ':' .. priority .. part end
 
+-- Whether its strategy is `pull`, which alone minds who is closed: choose.lua.
+local is_pull
+
+-- An entry of a line among the waiting of the other strategies.
+local function other_of(priority, part, entry) return priority .. part .. ' ' .. entry end
+
 local function is_paused(model) return redis.call('SISMEMBER', K_PAUSED, model) == 1 end
 
 local function waiting_with(model, priority)
@@ -92,6 +98,7 @@ local function put_in_line(r, part)
   r.entry = redis.call('XADD', k_line(r.model, r.priority, part), '*', 'id', r.id, 'cost', r.cost, 'at', now,
     'prompt', r.prompt or 0, 'strategy', r.strategy or '')
   redis.call('ZADD', k_sizes(r.model, r.priority, part), r.cost, r.entry)
+  if part ~= SUSPECTS and not is_pull(r) then redis.call('ZADD', k_others(r.model), r.cost, other_of(r.priority, part, r.entry)) end
   r.state = 'queued'
   r.part = part
   redis.call('HSET', k_request(r.id), 'state', 'queued', 'part', part, 'entry', r.entry, 'queued_at', now, 'meetings', r.meetings or '')
@@ -101,6 +108,7 @@ end
 local function remove_entry(model, priority, part, entry)
   redis.call('XDEL', k_line(model, priority, part), entry)
   redis.call('ZREM', k_sizes(model, priority, part), entry)
+  if part ~= SUSPECTS then redis.call('ZREM', k_others(model), other_of(priority, part, entry)) end
 end
 
 local function take_off_line(r) remove_entry(r.model, r.priority, r.part, r.entry) end

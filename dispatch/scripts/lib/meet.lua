@@ -1,6 +1,5 @@
 -- Two lines meet. Whoever comes second finds the first, in the same script.
 -- Invariant: after every script no waiting request and parked pull are left that may meet.
-local room_grew, meet_others
 
 -- The request comes under a lease of w. The caller has taken it off its line, and stores w's load and parks it after.
 local function grant(r, w)
@@ -10,6 +9,7 @@ local function grant(r, w)
   r.worker = w.id
   r.lease = now + GRANT_MS
   local first = w.held == 0
+  if is_closed(w) then stirred[r.model] = true end
   w.used = w.used + r.cost
   w.held = w.held + 1
   redis.call('HSET', k_held(w.id), r.id, r.cost)
@@ -57,21 +57,23 @@ local function reserve(r, w)
   return true
 end
 
--- A parked pull for a suspect: one that holds nothing, else the one with the lowest score that could hold it.
+-- A parked pull for a suspect: one that holds nothing, else the one with the lowest score that could hold it, closed ones last.
 local function find_place(r)
   if is_paused(r.model) then return nil end
   local other = nil
-  for _, id in ipairs(redis.call('ZRANGE', k_parked(r.model), 0, -1)) do
-    local w = read_worker(id)
-    if is_open(w) and w.limit >= r.cost then
-      if w.held == 0 then return w end
-      other = other or w
+  for _, key in ipairs({k_parked(r.model), k_shut(r.model)}) do
+    for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+      local w = read_worker(id)
+      if is_open(w) and w.limit >= r.cost then
+        if w.held == 0 then return w end
+        other = other or w
+      end
     end
   end
   return other
 end
 
--- Nothing has room: it waits, and says why.
+-- Nothing has room for it, or all that have are closed to it: it waits, and says why.
 local function wait_in_line(r, part)
   local most = redis.call('ZRANGE', k_rooms(r.model), 0, 0, 'REV', 'WITHSCORES')
   if is_paused(r.model) then
@@ -80,7 +82,7 @@ local function wait_in_line(r, part)
     note_meeting(r, 'waits better ' .. r.better)
   elseif #most == 0 then
     note_meeting(r, 'waits no_pull')
-  elseif tonumber(most[2]) >= r.cost then
+  elseif is_pull(r) and tonumber(most[2]) >= r.cost then
     note_meeting(r, 'waits prefilling')
   else
     note_meeting(r, 'waits no_room ' .. most[1] .. ' ' .. most[2])
@@ -113,7 +115,6 @@ local function arrive(r, part)
   else
     wait_in_line(r, part)
   end
-  meet_others(r.model)
 end
 
 -- Grant one entry of a line to w. An entry that stands for no waiting request is dropped and counted.
@@ -142,8 +143,8 @@ local function next_fitting(w, line)
   return oldest, #found == 1 and entry_fields(found[1]) or nil
 end
 
--- Of the head of a line what is next at w and fits and suits it: the oldest, `pull` made younger by its prompt; else the oldest such
--- of the smallest behind it, unless w is closed. Returns entry, request id.
+-- Of the head of a line what is next at w and fits and suits it: the oldest, by `pull` made younger by its prompt; else the oldest
+-- such of the smallest behind it. Returns entry, request id.
 local function next_suiting(w, line)
   local key = k_line(w.model, line[1], line[2])
   local head = redis.call('XRANGE', key, '-', '+', 'COUNT', WINDOW)
@@ -153,11 +154,11 @@ local function next_suiting(w, line)
     if best and entry_since(e) >= first then break end
     local r = entry_need(e)
     if not r.id then return r.entry, nil end
-    local at = r.queued_at + (strategy_of(r) == DEFAULT and younger(w, r.prompt) or 0)
+    local at = r.queued_at + (is_pull(r) and younger(w, r.prompt) or 0)
     if r.cost <= room(w) and (not best or at < first) and suits(w, r) then best, first = r, at end
   end
   if best then return best.entry, best.id end
-  if #head < WINDOW or is_closed(w) then return nil end
+  if #head < WINDOW then return nil end
   local small = redis.call('ZRANGE', k_sizes(w.model, line[1], line[2]), '-inf', room(w), 'BYSCORE', 'LIMIT', 0, WINDOW)
   for _, entry in ipairs(by_entry(small)) do
     local e = redis.call('XRANGE', key, entry, entry)[1]
@@ -199,10 +200,35 @@ local function waiting_lines(model)
   return #lines > 1 and by_age(model, lines) or lines
 end
 
+-- The same where w is closed: the oldest of the smallest that wait by another strategy. Returns line, entry, request id.
+local function next_other(w)
+  local lines, entries = {}, {}
+  for _, other in ipairs(redis.call('ZRANGE', k_others(w.model), '-inf', room(w), 'BYSCORE', 'LIMIT', 0, WINDOW)) do
+    local priority, part, entry = string.match(other, '^(%a+)(%S*) (%S+)$')
+    local name = priority .. part
+    if not entries[name] then
+      lines[#lines + 1] = {priority, part}
+      entries[name] = {}
+    end
+    table.insert(entries[name], entry)
+  end
+  if #lines == 0 then return nil end
+  local line = by_age(w.model, lines)[1]
+  local entry = by_entry(entries[line[1] .. line[2]])[1]
+  local found = redis.call('XRANGE', k_line(w.model, line[1], line[2]), entry, entry)
+  return line, entry, #found == 1 and entry_fields(found[1]) or nil
+end
+
 -- w takes the one waiting request that is next and fits. Returns how many it took, or nil when there is none.
 local function take_next(w)
+  local closed = is_closed(w)
+  if closed and redis.call('EXISTS', k_others(w.model)) == 0 then return nil end
   local lines = waiting_lines(w.model)
   pin_oldest(w, lines)
+  if closed then
+    local line, entry, id = next_other(w)
+    return line and take_entry(w, line, entry, id)
+  end
   local fitting = {}
   for _, line in ipairs(lines) do
     if line[3] <= room(w) then fitting[#fitting + 1] = line end
@@ -215,7 +241,7 @@ local function take_next(w)
   return nil
 end
 
--- w takes what is next, as long as it has room.
+-- w takes what is next, as long as there is.
 local function take_waiting(w)
   local granted = 0
   while room(w) > 0 do
@@ -226,17 +252,16 @@ local function take_waiting(w)
   return granted
 end
 
--- As soon as it fits, w takes the request that it keeps room for; before it whoever stands before it in its line and fits, too:
--- room that another worker keeps for that one may come later.
+-- As soon as it fits, w takes the request that it keeps room for, closed or not; before it whoever stands before it in its line and
+-- fits, too: room that another worker keeps for that one may come later.
 local function take_pinned(w)
   local granted = 0
   while w.pin and not w.alone do
     local r = pin_is_due(w)
-    if not r or is_closed(w) and strategy_of(r) == DEFAULT then break end
+    if not r then break end
     keep_room(w, nil)
     local line = {r.priority, r.part}
-    local entry, id = r.entry, nil
-    if not is_closed(w) then entry, id = next_fitting(w, line) end
+    local entry, id = next_fitting(w, line)
     if entry == r.entry or by_entry({entry, r.entry})[1] == r.entry then
       take_off_line(r)
       grant(r, w)
@@ -274,11 +299,13 @@ local function take_suspect(w)
   return 0
 end
 
--- What a closed worker was waited for may suit those that are open, since it was looked at or went.
-meet_others = function(model)
+local room_grew
+
+-- What a closed worker was waited for may suit those that are open, since it was looked at, went or took something.
+local function meet_others(model)
   if not stirred[model] then return end
   stirred[model] = nil
-  if is_paused(model) then return end
+  if not anybody_waits(model) or is_paused(model) then return end
   for _, id in ipairs(redis.call('ZRANGE', k_parked(model), 0, CANDIDATES - 1)) do
     local w = read_worker(id)
     if is_open(w) and take_waiting(w) > 0 then
@@ -334,7 +361,7 @@ local function meet_all(model)
     end
   end
   for _, line in ipairs(waiting_lines(model)) do
-    local after = '-'
+    local after, passed = '-', 0
     while true do
       local page = redis.call('XRANGE', k_line(model, line[1], line[2]), after, '+', 'COUNT', 100)
       if #page == 0 then break end
@@ -342,18 +369,26 @@ local function meet_all(model)
       local least = redis.call('ZRANGE', k_sizes(model, line[1], line[2]), 0, 0, 'WITHSCORES')
       if #most == 0 or #least == 0 or tonumber(least[2]) > tonumber(most[2]) then break end
       for _, e in ipairs(page) do
-        local id, cost = entry_fields(e)
-        local r = id and read_request(id) or {id = '', model = model, cost = cost, prompt = 0}
-        local w = find_worker(r)
-        if w then
-          granted = granted + take_entry(w, line, e[1], id, r.met)
-          store_load(w)
-          park(w)
+        local r = entry_need(e)
+        -- Where so many by `pull` in a row waited for the better, or for any to open, so do those behind them.
+        if passed < WINDOW or not is_pull(r) then
+          local id = r.id
+          r = id and read_request(id) or {id = '', model = model, cost = r.cost, prompt = 0}
+          local w = find_worker(r)
+          if w then
+            granted = granted + take_entry(w, line, e[1], id, r.met)
+            store_load(w)
+            park(w)
+            passed = 0
+          elseif is_pull(r) then
+            passed = passed + 1
+          end
         end
       end
       after = '(' .. page[#page][1]
     end
   end
+  stirred[model] = true
   while #freed > 0 do room_grew(read_worker(table.remove(freed))) end
   meet_others(model)
   return granted

@@ -31,8 +31,9 @@ local function connections(w) return (w.held + 1) / w.weight end
 
 local function prefill_speed(w) return w.prefill_weight > 0 and w.prefill_weight or PREFILL_SEED * w.weight end
 
--- It was granted so much to prefill that `pull` gives it no more until it has said some first tokens. With no prompt to do it takes any.
-local function is_closed(w) return w.prefill >= OPEN_S * prefill_speed(w) end
+-- It was granted so much to prefill that it takes no more by `pull` until it has said some first tokens. With no prompt to do it
+-- takes any; and one that does not know how fast it prefills is never closed.
+local function is_closed(w) return w.prefill_weight > 0 and w.prefill >= OPEN_S * w.prefill_weight end
 
 -- So much later than it came a request counts as come where w takes of those that wait: ms.
 local function younger(w, prompt) return 1000 * (YOUNGER * prompt / prefill_speed(w)) end
@@ -51,7 +52,7 @@ end
 
 local function store_load(w) redis.call('HSET', k_worker(w.id), 'used', w.used, 'held', w.held, 'prefill', w.prefill) end
 
--- Models of which a closed worker opened, went, took more or was looked at in this call: who waited for it may do better elsewhere.
+-- Models of which a closed worker opened, went, was looked at or took something: who waited for it may do better elsewhere now.
 local stirred
 at_start[#at_start + 1] = function() stirred = {} end
 
@@ -66,22 +67,15 @@ local function unpark(model, id)
 end
 
 local function park(w)
-  if is_open(w) and room(w) > 0 then
-    -- The first there makes them; after that the beats of those that are parked keep them.
-    if is_closed(w) then
-      redis.call('ZREM', k_parked(w.model), w.id)
-      if redis.call('ZADD', k_shut(w.model), standing(w), w.id) == 1 then
-        redis.call('PEXPIRE', k_shut(w.model), WORKER_TTL_MS)
-      else
-        stirred[w.model] = true -- it took more by another strategy
-      end
-    elseif redis.call('ZADD', k_parked(w.model), standing(w), w.id) == 1 then
-      redis.call('PEXPIRE', k_parked(w.model), WORKER_TTL_MS)
-    end
-    if redis.call('ZADD', k_rooms(w.model), room(w), w.id) == 1 then redis.call('PEXPIRE', k_rooms(w.model), WORKER_TTL_MS) end
-  else
-    unpark(w.model, w.id)
+  if not (is_open(w) and room(w) > 0) then return unpark(w.model, w.id) end
+  local stands = k_parked(w.model)
+  if is_closed(w) then
+    redis.call('ZREM', stands, w.id)
+    stands = k_shut(w.model)
   end
+  -- The first there makes them; after that the beats of those that are parked keep them.
+  if redis.call('ZADD', stands, standing(w), w.id) == 1 then redis.call('PEXPIRE', stands, WORKER_TTL_MS) end
+  if redis.call('ZADD', k_rooms(w.model), room(w), w.id) == 1 then redis.call('PEXPIRE', k_rooms(w.model), WORKER_TTL_MS) end
 end
 
 -- The prompt of one that w holds is not waiting to be prefilled any more.
