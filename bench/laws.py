@@ -1,13 +1,16 @@
 """What each transition costs inside Redis: microseconds a call by INFO commandstats, on every server found.
 
 `python -m bench.laws [--server-url URL]` prints a line each:
-parked workers 1, 36, 1,000, with room and with too little; backlog 0, 1,000, 100,000.
+parked workers 1, 36, 1,000, with room and with too little; backlog 0, 1,000, 100,000. Then 36 workers at prompts that close them
+(docs/decisions/0022) or fill their only slot, with 0, 64 and 10,000 waiting; `--only work` is this alone.
 """
 
 import argparse
 import asyncio
+import dataclasses
 
 from dispatch import messages as m
+from dispatch import scores
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
 from dispatch.rules import QueueRules
@@ -16,6 +19,9 @@ from tests.servers import binaries, running
 _INPUT = m.encode(m.InferenceRequest("bench", "demo", m.InputKind.CHAT, m.Sampling(16)))
 _CHUNK = b'{"text":" and the water goes on","tokens":[5,6,7,8,9,10]}'
 _ROUNDS = 500
+_FLEET, _TURNS = 36, 14
+_CLOSES = 3_000
+"""A prompt of 0.6 s at the workers' speed."""
 
 
 class Bench:
@@ -99,9 +105,80 @@ class Bench:
         figures["park, none fits"] = await self._usec(_ROUNDS)
         return figures
 
+    async def at_work(self, waiting: int, slots: int) -> dict[str, float]:
+        """Requests on their way, while others wait for a first output (many slots) or an ending (one)."""
+        await self._fleet(slots)
+        if waiting:
+            await self._enqueue(_FLEET + waiting)
+        sums = dict.fromkeys(("enqueue", "begin", "append, the first", "append", "finish"), 0.0)
+        for _ in range(_TURNS):
+            await self._reset()
+            await self._enqueue(_FLEET)
+            sums["enqueue"] += await self._usec(_FLEET * _TURNS)
+            grants = [grant for worker in list(self._inbox)[:_FLEET] for grant in await self._grants(worker)]
+            for name, call in (
+                ("begin", lambda g: self._queue.begin(g)),
+                ("append, the first", lambda g: self._queue.append(g, 1, _CHUNK)),
+                ("append", lambda g: self._queue.append(g, 2, _CHUNK)),
+                ("finish", lambda g: self._queue.finish(g, 3, _CHUNK, b'{"finish_reason":"stop"}')),
+            ):
+                await self._reset()
+                for grant in grants:
+                    await call(grant)
+                sums[name] += await self._usec(len(grants) * _TURNS)
+        return sums
 
-async def _measure(url: str) -> None:
+    async def stays_closed(self, waiting: int) -> dict[str, float]:
+        """First outputs of workers that have so many more prompts to do that they take none of those that wait."""
+        await self._fleet(slots=10**6)
+        await self._enqueue(_FLEET * _TURNS, "least_connections")
+        grants = [(await self._grants(worker))[:-1] for worker in list(self._inbox)[:_FLEET]]
+        for grant in (each := [g for held in grants for g in held]):
+            await self._queue.begin(grant)
+        await self._enqueue(waiting)
+        await self._reset()
+        for grant in each:
+            await self._queue.append(grant, 1, _CHUNK)
+        return {"append, the first, and it stays closed": await self._usec(len(each))}
+
+    async def _fleet(self, slots: int) -> None:
+        await self._redis.flushall()
+        for worker in list(self._inbox)[:_FLEET]:
+            self._inbox[worker] = "0"
+            await self._queue.park(m.Offer(worker, "demo", 10**9, slots, 1_000.0, prefill_weight=_CLOSES / scores.OPEN_S))
+        await self._queue.sweep()
+
+    async def _enqueue(self, count: int, strategy: str = "") -> None:
+        for start in range(0, count, 1000):
+            news = (
+                dataclasses.replace(self._new(), prompt_tokens=_CLOSES, strategy=strategy)
+                for _ in range(min(1000, count - start))
+            )
+            await asyncio.gather(*(self._queue.enqueue(new) for new in news))
+
+    async def _grants(self, worker: str) -> list[m.Grant]:
+        self._inbox[worker], words = await self._queue.read_inbox(worker, self._inbox[worker], block_ms=1)
+        return [word for word in words if isinstance(word, m.Grant)]
+
+
+async def _work(bench: Bench) -> None:
+    for waiting in (0, 64, 10_000):
+        for name, slots in (("closed", 10**6), ("one slot", 1)):
+            row = await bench.at_work(waiting, slots)
+            if name == "closed":
+                row |= await bench.stays_closed(waiting)
+            print(
+                f"| {waiting} waiting, {name} | " + ", ".join(f"{law} {usec:.0f} us" for law, usec in row.items()) + " |",
+                flush=True,
+            )
+
+
+async def _measure(url: str, only: str | None) -> None:
     bench = Bench(url)
+    if only:
+        await _work(bench)
+        await bench.close()
+        return
     for workers in (1, 36, 1000):
         row = await bench.meet(workers)
         print(f"| {workers} parked | " + ", ".join(f"{name} {usec:.0f} us" for name, usec in row.items()) + " |", flush=True)
@@ -114,6 +191,7 @@ async def _measure(url: str) -> None:
     for waiting in (0, 1_000, 100_000):
         row = await bench.backlog(waiting)
         print(f"| {waiting} waiting | " + ", ".join(f"{name} {usec:.0f} us" for name, usec in row.items()) + " |", flush=True)
+    await _work(bench)
     await bench.close()
 
 
@@ -121,14 +199,15 @@ def main() -> None:
     """Measure on every server at hand."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--server-url")
-    url = parser.parse_args().server_url
-    if url:
-        asyncio.run(_measure(url))
+    parser.add_argument("--only", choices=["work"])
+    args = parser.parse_args()
+    if args.server_url:
+        asyncio.run(_measure(args.server_url, args.only))
         return
     for name in binaries():
         with running(name) as server:
             print(f"## {name}")
-            asyncio.run(_measure(server.url))
+            asyncio.run(_measure(server.url, args.only))
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ BUGS = (
     Bug("the first output does not meet", late_walks.reopened, "append.lua", "  room_grew(w)\n", "  store_load(w)\n  park(w)\n"),
     Bug("every output is a first", late_walks.reopened, "append.lua", ", 'prefilling', 0)", ")"),
     Bug("nobody waits for the better", late_walks.waits_for_the_better, CHOOSE, "      return false\n", "      return true\n"),
-    Bug("the worse takes who waits", late_walks.waits_for_the_better, MEET, " and suits(w, r) then", " then"),
+    Bug("the worse takes who waits", late_walks.waits_for_the_better, MEET, "if suits(w, r) then best", "if true then best"),
     Bug("a little better is waited for", late_walks.waits_for_the_better, CHOOSE, "here > SLACK *", "here > 1 *"),
     Bug("who is gone is waited for", late_walks.waits_for_the_better, "abandon.lua", "if model then meet_others(model) end\n"),
     Bug("a barred one is closed still", late_walks.waits_for_the_better, PULL, "  not_shut(model, id)\nend", "end"),
@@ -190,7 +190,13 @@ BUGS = (
         "if is_open(w) then found[#found + 1] = w else unpark(model, id) end",
         "found[#found + 1] = w",
     ),
-    Bug("a prompt makes nobody younger", late_walks.shorter_first, MEET, "(is_pull(r) and younger(w, r.prompt) or 0)", "0"),
+    Bug(
+        "a prompt makes nobody younger",
+        late_walks.shorter_first,
+        MEET,
+        "is_pull(strategy) and since + younger(w, prompt) or since",
+        "since",
+    ),
     Bug("the line does not tell its prompts", late_walks.shorter_first, LINE, "'prompt', r.prompt or 0", "'prompt', 0"),
     Bug(
         "closed, it leaves who is pinned",
@@ -221,7 +227,7 @@ BUGS = (
         "  if closed and redis.call('EXISTS', k_others(w.model)) == 0 then",
         "  if closed then",
     ),
-    Bug("closed, it takes who goes by pull", late_walks.other_strategies, LINE, " and not is_pull(r) then", " then"),
+    Bug("closed, it takes who goes by pull", late_walks.other_strategies, LINE, " and not is_pull(r.strategy) then", " then"),
     Bug(
         "who left the line is said to wait",
         late_walks.other_strategies,
@@ -240,8 +246,8 @@ BUGS = (
         "the others are made younger, too",
         late_walks.others_by_age,
         MEET,
-        "(is_pull(r) and younger(w, r.prompt) or 0)",
-        "younger(w, r.prompt)",
+        "is_pull(strategy) and since + younger(w, prompt) or since",
+        "since + younger(w, prompt)",
     ),
     Bug(
         "others fill it, nobody is told",

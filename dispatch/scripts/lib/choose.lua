@@ -41,7 +41,7 @@ local SCORES = {
 }
 
 local function strategy_of(r) return SCORES[r.strategy] and r.strategy or DEFAULT end
-is_pull = function(r) return strategy_of(r) == DEFAULT end
+is_pull = function(strategy) return strategy == DEFAULT or not SCORES[strategy] end
 
 -- Those of the parked pulls named that a request may meet.
 local function opened(model, ids)
@@ -138,7 +138,7 @@ end
 
 -- Whether w, which is open, may take the request: none of the closed would serve it so much better that it waits for that one.
 local function suits(w, r)
-  if not is_pull(r) then return true end
+  if not is_pull(r.strategy) then return true end
   if r.state == 'queued' and r.queued_at and now - r.queued_at >= PATIENCE_MS then return true end
   w.closed = w.closed or first_closed(w.model)
   local here = SCORES.pull(w, r)

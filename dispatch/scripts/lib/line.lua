@@ -12,7 +12,7 @@ local RANK = {high = 0, normal = 1, low = 2}
 local function k_line(model, priority, part) return TAG .. 'queue:' .. model .. ':' .. priority .. part end
 local function k_sizes(model, priority, part) return TAG .. 'sizes:' .. model .. ':' .. priority .. part end
 
--- Whether its strategy is `pull`, which alone minds who is closed: choose.lua.
+-- Whether this strategy is `pull`, which alone minds who is closed: choose.lua.
 local is_pull
 
 -- An entry of a line among the waiting of the other strategies.
@@ -45,30 +45,28 @@ end
 
 local WINDOW = 32 -- so many at the head of a line are looked at one by one
 
+-- What an entry tells of its request: id, cost, since when it waits, prompt, strategy. One that an older release wrote tells no
+-- prompt; what nobody of ours wrote waits longest, so that it is looked at and dropped.
 local function entry_fields(e)
-  local id, cost = nil, 0
-  for i = 1, #e[2], 2 do
-    if e[2][i] == 'id' then id = e[2][i + 1] elseif e[2][i] == 'cost' then cost = tonumber(e[2][i + 1]) or 0 end
+  local f = e[2]
+  if not (f[1] == 'id' and f[3] == 'cost' and f[5] == 'at' and f[7] == 'prompt' and f[9] == 'strategy') then
+    local named = {}
+    for i = 1, #f, 2 do named[f[i]] = f[i + 1] end
+    f = {nil, named.id, nil, named.cost, nil, named.at, nil, named.prompt, nil, named.strategy}
   end
-  return id, cost
+  return f[2], tonumber(f[4]) or 0, tonumber(f[6]) or 0, tonumber(f[8]) or 0, f[10]
 end
 
--- What an entry's request needs, as scores ask for it. One that an older release wrote tells no prompt.
+-- The same as scores ask for it.
 local function entry_need(e)
-  local f = {}
-  for i = 1, #e[2], 2 do f[e[2][i]] = e[2][i + 1] end
-  return {
-    entry = e[1], id = f.id, cost = tonumber(f.cost) or 0, queued_at = tonumber(f.at) or 0, state = 'queued',
-    prompt = tonumber(f.prompt) or 0, strategy = f.strategy,
-  }
+  local id, cost, since, prompt, strategy = entry_fields(e)
+  return {entry = e[1], id = id, cost = cost, queued_at = since, state = 'queued', prompt = prompt, strategy = strategy}
 end
 
--- Since when an entry waits; what nobody of ours wrote waits longest, so that it is looked at and dropped.
 local function entry_since(e)
-  for i = 1, e and #e[2] or 0, 2 do
-    if e[2][i] == 'at' then return tonumber(e[2][i + 1]) or 0 end
-  end
-  return 0
+  if not e then return 0 end
+  local _, _, since = entry_fields(e)
+  return since
 end
 
 -- The ids of entries of one line, oldest first.
@@ -98,7 +96,7 @@ local function put_in_line(r, part)
   r.entry = redis.call('XADD', k_line(r.model, r.priority, part), '*', 'id', r.id, 'cost', r.cost, 'at', now,
     'prompt', r.prompt or 0, 'strategy', r.strategy or '')
   redis.call('ZADD', k_sizes(r.model, r.priority, part), r.cost, r.entry)
-  if part ~= SUSPECTS and not is_pull(r) then redis.call('ZADD', k_others(r.model), r.cost, other_of(r.priority, part, r.entry)) end
+  if part ~= SUSPECTS and not is_pull(r.strategy) then redis.call('ZADD', k_others(r.model), r.cost, other_of(r.priority, part, r.entry)) end
   r.state = 'queued'
   r.part = part
   redis.call('HSET', k_request(r.id), 'state', 'queued', 'part', part, 'entry', r.entry, 'queued_at', now, 'meetings', r.meetings or '')

@@ -82,7 +82,7 @@ local function wait_in_line(r, part)
     note_meeting(r, 'waits better ' .. r.better)
   elseif #most == 0 then
     note_meeting(r, 'waits no_pull')
-  elseif is_pull(r) and tonumber(most[2]) >= r.cost then
+  elseif is_pull(r.strategy) and tonumber(most[2]) >= r.cost then
     note_meeting(r, 'waits prefilling')
   else
     note_meeting(r, 'waits no_room ' .. most[1] .. ' ' .. most[2])
@@ -148,14 +148,17 @@ end
 local function next_suiting(w, line)
   local key = k_line(w.model, line[1], line[2])
   local head = redis.call('XRANGE', key, '-', '+', 'COUNT', WINDOW)
-  local best, first = nil, 0
+  local best, first, most = nil, 0, room(w)
   for _, e in ipairs(head) do
+    local id, cost, since, prompt, strategy = entry_fields(e)
     -- None of those that came later than this one counts as come can be before it.
-    if best and entry_since(e) >= first then break end
-    local r = entry_need(e)
-    if not r.id then return r.entry, nil end
-    local at = r.queued_at + (is_pull(r) and younger(w, r.prompt) or 0)
-    if r.cost <= room(w) and (not best or at < first) and suits(w, r) then best, first = r, at end
+    if best and since >= first then break end
+    if not id then return e[1], nil end
+    local at = is_pull(strategy) and since + younger(w, prompt) or since
+    if cost <= most and (not best or at < first) then
+      local r = entry_need(e)
+      if suits(w, r) then best, first = r, at end
+    end
   end
   if best then return best.entry, best.id end
   if #head < WINDOW then return nil end
@@ -371,7 +374,7 @@ local function meet_all(model)
       for _, e in ipairs(page) do
         local r = entry_need(e)
         -- Where so many by `pull` in a row waited for the better, or for any to open, so do those behind them.
-        if passed < WINDOW or not is_pull(r) then
+        if passed < WINDOW or not is_pull(r.strategy) then
           local id = r.id
           r = id and read_request(id) or {id = '', model = model, cost = r.cost, prompt = 0}
           local w = find_worker(r)
@@ -380,7 +383,7 @@ local function meet_all(model)
             store_load(w)
             park(w)
             passed = 0
-          elseif is_pull(r) then
+          elseif is_pull(r.strategy) then
             passed = passed + 1
           end
         end
