@@ -30,7 +30,7 @@ PREFILL_SEED = 5.0
 # Binding late, found by simulation (docs/decisions/0022).
 OPEN_S = 0.6
 """`pull`: a worker that was granted so many seconds of prompts, and has not answered them, is closed: it takes no more."""
-SLACK = 2.0
+SLACK = 2.1
 """A request waits for a closed worker that would serve it more than so many times better than all that are open."""
 YOUNGER = 0.25
 """Of those that wait the oldest is next; each second of its prompt, at the worker that takes, makes it so much younger."""

@@ -39,7 +39,7 @@ async def reopened(t: Twin) -> None:
 
 
 async def waits_for_the_better(t: Twin) -> None:
-    """A closed one that would serve it more than twice as well is waited for; else any that is open takes it."""
+    """A closed one that would serve it more than 2.1 times as well is waited for; else any that is open takes it."""
     fast = await closed(t, "w-1", weight=1_000.0)
     await t.park("w-2", weight=50.0)
     new, other = t.new(prompt_tokens=1), t.new(prompt_tokens=1)
