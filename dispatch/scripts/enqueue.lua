@@ -27,7 +27,7 @@ local r = {
   prompt = tonumber(prompt), strategy = strategy, session = session,
 }
 local w = find_worker(r)
-if stirred[model] then
+while stirred[model] do -- each time one less of the closed is there
   meet_others(model)
   w = find_worker(r)
 end

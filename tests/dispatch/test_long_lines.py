@@ -75,6 +75,26 @@ async def test_behind_many_that_wait_for_a_closed_worker_the_others_are_met(redi
     assert len(line_order(after, MODEL)) == 3 * WINDOW, "all others wait for the better, though one is open"
 
 
+async def test_behind_many_that_wait_for_the_better_an_open_worker_finds_the_others(redis: Redis) -> None:
+    rules = QueueRules()
+    queue, twin = Queue(redis, rules), Twin(redis, rules)
+    await queue.park(m.Offer("fast", MODEL, 100, 8, 1_000.0, prefill_weight=4_000.0))
+    await queue.enqueue(twin.new(40, prompt_tokens=90_000))
+    await queue.park(m.Offer("slow", MODEL, 100, 8, 1.0, prefill_weight=4.0))
+    full = twin.new(95, strategy="round_robin")
+    await queue.enqueue(full)
+    for _ in range(WINDOW + 1):
+        await queue.enqueue(twin.new(1, prompt_tokens=1))
+    last = twin.new(90, strategy="round_robin")
+    await queue.enqueue(last)
+    await queue.cancel(full.id)
+    record = await queue.record(last.id)
+    assert record is not None and record.worker == "slow", "it does not wait with those before it"
+    after = await snapshot(redis)
+    assert not broken(after, rules)
+    assert len(line_order(after, MODEL)) == WINDOW + 1
+
+
 async def test_models_share_a_shard_and_nothing_else(redis: Redis) -> None:
     queue = Queue(redis, QueueRules())
     for model in (MODEL, OTHER):

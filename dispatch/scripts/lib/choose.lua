@@ -154,6 +154,7 @@ end
 -- The parked pull that the request meets, or nil where none has room or it waits for a closed one. r says then how it came about
 -- (strategy, score, of how many).
 local function find_worker(r)
+  r.better = nil
   if is_paused(r.model) then return nil end
   local strategy, compared, last_worker = strategy_of(r), nil, nil
   if strategy == DEFAULT then

@@ -203,7 +203,7 @@ local function waiting_lines(model)
   return #lines > 1 and by_age(model, lines) or lines
 end
 
--- The same where w is closed: the oldest of the smallest that wait by another strategy. Returns line, entry, request id.
+-- The oldest of the smallest that wait by another strategy: whoever is closed takes these alone. Returns line, entry, request id.
 local function next_other(w)
   local lines, entries = {}, {}
   for _, other in ipairs(redis.call('ZRANGE', k_others(w.model), '-inf', room(w), 'BYSCORE', 'LIMIT', 0, WINDOW)) do
@@ -241,7 +241,9 @@ local function take_next(w)
     local entry, id = next_suiting(w, line)
     if entry then return take_entry(w, line, entry, id) end
   end
-  return nil
+  -- Behind many that wait for a better one may stand one of another strategy, who does not.
+  local line, entry, id = next_other(w)
+  return line and take_entry(w, line, entry, id)
 end
 
 -- w takes what is next, as long as there is.
