@@ -1,4 +1,4 @@
-"""The settings: their names, types, defaults and meaning; those of scaling are in settings_scale.py. The only place for them.
+"""The settings: their names, types, defaults and meaning. The only place for them, with settings_scale.py for those of scaling.
 
 Order: flag > `PENSTOCK_` environment > `.env` > `penstock.toml` > default. Unknown keys are errors with a suggestion.
 Never here: what the values cause.

@@ -42,6 +42,7 @@ from worker.engines.registry import load_engine
 TICK_S = 0.2
 EXIT_DEAD = 70
 _FLUSH_S = 5.0
+_MOST_AT_ONCE = 256
 
 
 class _Host:
@@ -87,10 +88,15 @@ class _Host:
         self._finish(EXIT_DEAD)
 
     def _send(self, frame: ToParent) -> None:
-        """All that is said in one turn of the loop goes in one write: a step of a batch wakes the worker once."""
+        """All that is said in one turn of the loop goes in one write: a step of a batch wakes the worker once.
+
+        But not without end: an engine that never pauses is held back by `drain`, which sees only what was written.
+        """
         if not self._said:
             asyncio.get_running_loop().call_soon(self._write)
         self._said.append(packed(frame))
+        if len(self._said) >= _MOST_AT_ONCE:
+            self._write()
 
     def _write(self) -> None:
         said, self._said = self._said, []
