@@ -53,7 +53,7 @@ class Lines:
                 self._handler.stream.write(text)
                 self._handler.flush()
             except (OSError, ValueError):
-                pass  # nobody listens any more: there is no place left to say so
+                self._handler.handleError(logging.LogRecord(self._logger.name, logging.INFO, "", 0, self._event, None, None))
             finally:
                 self._handler.release()
 

@@ -6,7 +6,6 @@ Never here: sockets and signals (serve.py), the shape of an error (problems.py),
 import asyncio
 import logging
 import os
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError
@@ -44,7 +43,6 @@ log = logging.getLogger("penstock.gateway")
 _SWEEP_EVERY_S = 0.25
 _AGAIN_S = 1.0
 _READERS_FIRST_S = 1.0
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def build(settings: Settings) -> FastAPI:
@@ -55,6 +53,7 @@ def build(settings: Settings) -> FastAPI:
         telemetry={"tracing": traced, "metrics": traced, "logs": traced},
     )  # fmt: skip
     app.state.settings = settings
+    app.state.traced = traced
     app.state.keys = Keys(key.get_secret_value() for key in settings.api_keys)
     app.router.routes += [
         HotRoute("/v1/requests", requests.post),

@@ -26,11 +26,12 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 class Front:
     """The application as the server calls it. Echoes or mints X-Request-Id; writes no access line for health and metrics.
 
-    `answer` is THE mapping from an error to its answer.
+    `answer` is THE mapping from an error to its answer. `traced`: the framework tells of each exchange, so all go through it.
     """
 
-    def __init__(self, app: FastAPI, answer: Callable[[Request, Exception], Response]) -> None:
+    def __init__(self, app: FastAPI, answer: Callable[[Request, Exception], Response], *, traced: bool = False) -> None:
         self._app = app
+        self._traced = traced
         self._answer = answer
         self._hot = {route.path: route for route in app.routes if isinstance(route, HotRoute)}
         self._lines = Lines(logging.getLogger("penstock.gateway"), "Answered")
@@ -38,12 +39,14 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP exchange, or the application's whole life."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            self._lines.flush()
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._lines.flush()
             return
         started = time.monotonic()
         exchange = _Exchange(scope, send)
-        hot = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
+        hot = self._hot.get(scope["path"]) if scope["method"] == "POST" and not self._traced else None
         try:
             if hot is None:
                 await self._app(scope, receive, exchange.send)

@@ -5,6 +5,7 @@ woken twice. Never here: what is written.
 """
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 _AT_ONCE_BYTES = 64 * 1024
@@ -32,6 +33,15 @@ class JoiningTransport:
         if self._bytes >= _AT_ONCE_BYTES:
             self._send()
 
+    def writelines(self, list_of_data: Iterable[bytes]) -> None:
+        """Send them in order, with all that is written in this turn."""
+        self.write(b"".join(list_of_data))
+
+    def write_eof(self) -> None:
+        """Send what waits, and say that nothing follows."""
+        self._send()
+        self._inner.write_eof()
+
     def close(self) -> None:
         """Send what waits, and close."""
         self._send()
@@ -40,6 +50,7 @@ class JoiningTransport:
     def abort(self) -> None:
         """Close and send nothing more."""
         self._waiting.clear()
+        self._bytes = 0
         self._inner.abort()
 
     def _send(self) -> None:

@@ -100,7 +100,7 @@ class Reader:
                 return []
             if self._items or self.over is not None or self.ended:
                 break
-            if self._held is not None:
+            if self._held is not None or self._stale:  # it rang while nobody listened
                 continue
             if not await self._bell.heard(max(deadline - time.monotonic(), 0.0)):
                 self._stale = True  # so long a silence may be one of the feed: the next call asks Redis first

@@ -82,7 +82,7 @@ class GatewayServer(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
-                Front(app, answer_to),
+                Front(app, answer_to, traced=app.state.traced),
                 http=_Protocol,
                 ws="none",
                 loop="uvloop",
@@ -129,6 +129,12 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
         scope: Any = self.scope
         scope["extensions"] = self._extensions
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        # A long body paused reading until somebody asks for more: nobody does, and a client's end would not be read.
+        if not self.pipeline:
+            self.flow.resume_reading()
 
     def _drop(self) -> None:
         if self.transport is not None and not self.transport.is_closing():

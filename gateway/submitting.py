@@ -203,7 +203,7 @@ async def read_to_end(scope: Scope, reader: Reader, timeout_s: float) -> list[Lo
                     entries.clear()
                 else:
                     entries.append(item)
-            if (entries and entries[-1].kind is EntryKind.END) or left <= 0:
+            if (entries and entries[-1].kind is EntryKind.END) or reader.ended or left <= 0:
                 break
     finally:
         leaving.forget(reader.leave)

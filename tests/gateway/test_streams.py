@@ -20,6 +20,7 @@ from gateway.streaming import Feed
 from tests.gateway.helpers import MODEL, Event, FakeWorker, Running, Tap, events_of, serving, settings_for, until, words_of
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
+AS_JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -90,13 +91,14 @@ async def test_a_client_that_leaves_cancels_after_the_grace(
     quick_grace(monkeypatch, disconnect_grace_ms=300)
     tap = Tap(worker)
     async with serving(settings_for(server_url)) as gateway:
-        for stream in (True, False):
+        # The server stops reading in the middle of so much.
+        for stream, padding in ((True, 0), (False, 0), (False, 200_000)):
+            body = json.dumps({**CHAT, "stream": stream}).encode() + b" " * padding
             worker.seen.clear()
             await tap.to(1)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
-                    body = {**CHAT, "stream": stream}
-                    async with gateway.client.stream("POST", "/v1/chat/completions", json=body) as response:
+                    async with gateway.client.stream("POST", "/v1/chat/completions", content=body, headers=AS_JSON) as response:
                         async for _ in response.aiter_lines():
                             pass
             request = worker.seen[0].id
@@ -107,7 +109,7 @@ async def test_a_client_that_leaves_cancels_after_the_grace(
 
             await until(cancelled, 3)
             await until(lambda request=request: request in worker.stopped)
-        assert 'penstock_client_disconnects_total{phase="running"} 2.0' in (await gateway.client.get("/metrics")).text
+        assert 'penstock_client_disconnects_total{phase="running"} 3.0' in (await gateway.client.get("/metrics")).text
 
 
 async def test_a_client_that_asked_so_may_leave(
@@ -385,6 +387,22 @@ async def test_a_detach_is_over_before_the_next_reader_attaches() -> None:
     gated.gates[2].set()
     await again
     assert feed.open_readers == 1
+
+
+async def test_a_doubt_during_an_attach_is_not_lost() -> None:
+    """Else the reader would wait out its whole silence, and drop what the feed brings meanwhile."""
+    gated = Gated()
+    feed = Feed(gated, gated, buffer_bytes=100)  # type: ignore[arg-type]
+    reader = feed.subscribe("r")
+    reading = asyncio.create_task(reader.next(60.0))
+    await until(lambda: gated.under_way == ["attach"])
+    reader.doubt()
+    gated.gates[0].set()
+    await until(lambda: len(gated.gates) == 2)
+    assert gated.under_way == ["attach"]
+    gated.gates[1].set()
+    reader.leave()
+    assert await reading == []
 
 
 class Line:
