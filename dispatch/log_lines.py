@@ -5,6 +5,7 @@ Never here: what such a line says, how other lines look (logs.py).
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -28,6 +29,7 @@ class Lines:
         self._handler, self._mask, self._head = _one_stream(logger, event)
         self._waiting: list[str] = []
         self._second, self._clock = 0, ""
+        self._told = False
 
     def masked(self, text: str) -> str:
         """A word from outside without secrets."""
@@ -45,17 +47,25 @@ class Lines:
         self._waiting.append(f'{{"ts":"{self._now()}"{self._head}{msgspec.json.encode(fields).decode()[1:]}\n')
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits. Raises nothing: who is answered has no part in it."""
         if self._waiting and self._handler is not None:
             text, self._waiting = "".join(self._waiting), []
             self._handler.acquire()
             try:
                 self._handler.stream.write(text)
                 self._handler.flush()
+                self._told = False
             except (OSError, ValueError):
-                self._handler.handleError(logging.LogRecord(self._logger.name, logging.INFO, "", 0, self._event, None, None))
+                self._tell(self._handler)
             finally:
                 self._handler.release()
+
+    def _tell(self, handler: logging.StreamHandler[Any]) -> None:
+        """Of an error that is being handled, as logging does; once until it works again. A closed stream is closed on purpose."""
+        if not self._told and not getattr(handler.stream, "closed", False):
+            self._told = True
+            with contextlib.suppress(OSError, ValueError):
+                handler.handleError(logging.LogRecord(self._logger.name, logging.INFO, "", 0, self._event, None, None))
 
     def _now(self) -> str:
         now = time.time()

@@ -5,6 +5,7 @@ reads its own body and returns a response: such a route is answered here (docs/d
 Never here: what a route answers (routes), what follows from an error (app.py).
 """
 
+import asyncio
 import logging
 import re
 import secrets
@@ -16,6 +17,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from dispatch.errors import PenstockError
 from dispatch.log_lines import Lines
 from gateway.hot import HotRoute
 from gateway.routes import ops
@@ -52,6 +54,10 @@ class Front:
                 await self._app(scope, receive, exchange.send)
             else:
                 await self._at_once(hot, exchange, receive)
+        except asyncio.CancelledError:
+            if not exchange.status:  # else its answer has begun
+                await self._answer(Request(scope), _broken_off())(scope, receive, exchange.send)
+            raise
         finally:
             if scope["path"] not in ops.PATHS:
                 self._lines.write(
@@ -75,6 +81,14 @@ class Front:
         exchange.status = response.status_code
         response.raw_headers.append((b"x-request-id", exchange.id.encode("latin-1")))
         await response(scope, receive, exchange.send_raw)
+
+
+def _broken_off() -> PenstockError:
+    return PenstockError(
+        "draining",
+        "This gateway closed before it could answer.",
+        hint="Ask another gateway. With the same Idempotency-Key a request is done once.",
+    )
 
 
 class _Exchange:

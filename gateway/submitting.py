@@ -190,7 +190,10 @@ async def submit_read(gateway: Gateway, new: NewRequest) -> tuple[Enqueued, Read
 
 
 async def read_to_end(scope: Scope, reader: Reader, timeout_s: float) -> list[LogEntry]:
-    """The log until its end, the client's leaving or the timeout: see the last entry and `reader.over`."""
+    """The log until its end, the client's leaving or the timeout: see the last entry, `reader.over` and `reader.ended`.
+
+    Where `reader.ended` and no end is among them, the log is over and its rest is not kept.
+    """
     deadline = time.monotonic() + timeout_s
     entries: list[LogEntry] = []
     leaving: Leaving = scope["extensions"][EXTENSION]

@@ -22,7 +22,7 @@ from gateway.bodies import parse_object, read_body
 from gateway.context import Gateway, address_of, gateway_of, headers_of, store_present
 from gateway.fields import ChatFields, CompletionFields, Sampled, parse
 from gateway.problems import CLIENT_LEFT, ended_badly, error_member, problem
-from gateway.reading import Over, Reader
+from gateway.reading import Over, Reader, expired
 from gateway.shapes import as_json, with_total
 from gateway.sse import count_over, streamed
 from gateway.submitting import Outcome, read_end, read_log, read_to_end, submit_read
@@ -115,6 +115,8 @@ def _whole(
             )
         elif reader.over is Over.CUT:
             why = PenstockError("internal_error", "The answer came faster than it was read.", hint="Ask with stream set to true.")
+        elif reader.ended:
+            why = expired(done.id)
         else:
             why = PenstockError("deadline_exceeded", "The deadline passed before the request was completed.")
         return problem(why, headers=once)

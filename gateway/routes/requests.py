@@ -67,6 +67,8 @@ async def post(http_request: Request, tenant: str) -> Response:
     try:
         entries = await read_to_end(http_request.scope, reader, wait_s)
         then_continue = terms.on_disconnect_is_default and reader.over is not Over.LEFT
+        if reader.ended and not _has_ended(entries):
+            raise expired(done.id)
         applied = {"preference-applied": f"wait={wait_s}", **_replayed(done)}
         record = await _record_of_an_end(gateway, done.id, tenant) if _has_ended(entries) else None
         if record is not None:

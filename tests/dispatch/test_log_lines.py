@@ -5,7 +5,9 @@ import io
 import json
 import logging
 import logging.config
+import sys
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
@@ -60,6 +62,58 @@ async def test_words_from_outside_are_masked_and_levels_kept(stream: io.StringIO
     lines.write(FIELDS)
     lines.flush()
     assert stream.getvalue().count("\n") == 1
+
+
+class Full(io.StringIO):
+    """A stream whose disk is full while it is."""
+
+    full = True
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+async def test_lines_that_cannot_be_written_are_told_of_once(
+    stream: io.StringIO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, full = alone(), Full()
+    cast(logging.StreamHandler[io.StringIO], logger.handlers[0]).setStream(full)
+    lines = Lines(logger, "Answered")
+
+    def told() -> int:
+        lines.write(FIELDS)
+        lines.flush()
+        return capsys.readouterr().err.count("--- Logging error ---")
+
+    assert [told() for _ in range(3)] == [1, 0, 0]
+    full.full = False
+    assert told() == 0 and full.getvalue().count("\n") == 1
+    full.full = True
+    assert told() == 1, "a new one is told of anew"
+    full.full = False
+    told()
+    full.full = True
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    assert told() == 0
+
+
+async def test_a_closed_stream_or_stderr_breaks_nothing(
+    stream: io.StringIO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = alone()
+    lines = Lines(logger, "Answered")
+    stream.close()
+    lines.write(FIELDS)
+    lines.flush()
+    assert capsys.readouterr().err == ""
+    gone = io.StringIO()
+    gone.close()
+    monkeypatch.setattr(sys, "stderr", gone)
+    cast(logging.StreamHandler[io.StringIO], logger.handlers[0]).stream = Full()
+    lines.write(FIELDS)
+    lines.flush()
 
 
 async def test_elsewhere_it_goes_the_way_of_all_others(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """Writes of one turn go out together, in order, before the end; who writes on and on is not kept from feeling it."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any, cast
 
 from gateway.bell import Bell
@@ -14,6 +15,12 @@ class Inner:
 
     def write(self, data: bytes) -> None:
         self.said.append(data)
+
+    def write_eof(self) -> None:
+        self.said.append("eof")
+
+    def writelines(self, list_of_data: Iterable[bytes]) -> None:
+        self.said.append(list(list_of_data))
 
     def close(self) -> None:
         self.said.append("close")
@@ -47,6 +54,25 @@ async def test_much_goes_out_at_once_and_nothing_after_an_abort() -> None:
     transport.abort()
     await asyncio.sleep(0)
     assert inner.said[1:] == ["abort"]
+
+
+async def test_no_way_to_write_overtakes_what_waits() -> None:
+    inner = Inner()
+    transport = JoiningTransport(cast(asyncio.Transport, inner))
+    transport.write(b"head ")
+    transport.writelines([b"bo", b"dy"])
+    transport.write_eof()
+    await asyncio.sleep(0)
+    assert inner.said == [b"head body", "eof"]
+
+
+async def test_what_an_abort_threw_away_counts_no_more() -> None:
+    inner = Inner()
+    transport = JoiningTransport(cast(asyncio.Transport, inner))
+    transport.write(b"x" * 40_000)
+    transport.abort()
+    transport.write(b"y" * 40_000)
+    assert inner.said == ["abort"]
 
 
 async def test_a_client_that_left_is_told_also_to_who_asks_late() -> None:

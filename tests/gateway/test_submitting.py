@@ -1,5 +1,8 @@
 """A submit whose reply is lost or refused: what this gateway tells Redis about being its reader."""
 
+import asyncio
+from typing import Any
+
 import pytest
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -37,6 +40,27 @@ async def test_of_unknown_fate_is_left_so_that_nobody_works_for_nobody(
 
     await until(left)
     assert gateway.gateway.feed.open_readers == 0
+
+
+async def test_whose_log_is_over_and_not_kept_is_told_so_at_once(gateway: Running, worker: FakeWorker) -> None:
+    tap = Tap(worker)
+    queue: Any = gateway.gateway.queue
+    attach = queue.attach
+
+    async def over(*_: object, **__: object) -> m.Attached:
+        return m.Attached(m.AttachStatus.OK, RequestState.COMPLETED, False, ())
+
+    for route, headers in (("/v1/requests", {"Prefer": "wait=2"}), ("/v1/chat/completions", {})):
+        worker.seen.clear()
+        queue.attach = attach
+        asked = asyncio.create_task(gateway.client.post(route, json=CHAT, headers=headers))
+        await until(lambda: worker.seen)
+        queue.attach = over
+        gateway.gateway.feed.doubt_all()
+        answer = await asked
+        assert answer.status_code == 410 and answer.json()["error"]["code"] == "stream_expired", answer.text
+    assert answer.headers["x-should-retry"] == "false" and gateway.gateway.feed.open_readers == 0
+    await tap.to(3)
 
 
 @pytest.mark.parametrize("status", [m.EnqueueStatus.FULL, m.EnqueueStatus.MISMATCH])
