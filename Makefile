@@ -27,7 +27,7 @@ check: $(VENV)/.installed-dev ## Lint, format, types, import directions, import 
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev ## Measure dispatch beside its floor and its peers; FULL=1: the long tables (single ones: python -m bench.NAME)
-	@$(BIN)/python -m bench.dispatch $(if $(FULL),--gateways 1$(comma)2$(comma)3$(comma)4) $(ARGS)
+	@$(BIN)/python -m bench.dispatch $(strip $(if $(FULL),--gateways 1$(comma)2$(comma)3$(comma)4) $(ARGS))
 	@$(BIN)/python -m bench.dispatch.store
 	@$(BIN)/python -m bench.streaming
 	@$(BIN)/python -m bench.growth $(if $(FULL),--waiting 1000$(comma)10000$(comma)100000$(comma)1000000)
