@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- abandon: this incarnation of a worker, or its engine, is dead by evidence. It is barred; all it held moves on.
 -- What had begun is charged; the suspects are charged a crash.
--- use: ground line log pull choose pin meet leave
+-- use: ground line log pull choose pin next meet leave
 -- args: now salt worker evidence ...
 -- rest: suspect ids
 -- returns how many moved

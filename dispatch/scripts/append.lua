@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- append: the next chunk of an answer. seq = last + 1, or it is a dup or a gap.
 -- The hot path: it reads only the fields it needs.
--- use: ground line log pull choose pin meet
+-- use: ground line log pull choose pin next meet
 -- args: now salt id attempt nonce seq data
 -- returns status: ok | dup | gap | fenced
 local f = redis.call('HMGET', k_request(id), 'state', 'attempt', 'nonce', 'seq', 'chain', 'readers', 'first_output_at', 'deadline',

@@ -1,6 +1,6 @@
 #!lua
 -- enqueue: a request comes in. It is stored and meets a parked pull, or waits in line.
--- use: ground line log pull choose pin meet
+-- use: ground line log pull choose pin next meet
 -- args: now salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of prompt strategy session webhook webhook_events
 -- returns {status, id, state, position, backlog}: ok | replay | mismatch | full
 if redis.call('EXISTS', k_request(id), k_tombstone(id)) > 0 then

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- finish: the worker ends it, the last chunk included; its room takes what waits.
--- use: ground line log pull choose pin meet leave
+-- use: ground line log pull choose pin next meet leave
 -- args: now salt id attempt nonce seq last detail state
 -- returns status: ok | dup | gap | fenced
 -- Not all of it: what a finish does not ask for is half of the record.

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- sweep: look at every request whose time has come. Harmless in parallel, and as often as one likes.
--- use: ground line log pull choose pin meet leave
+-- use: ground line log pull choose pin next meet leave
 -- args: now salt limit
 -- returns how many moved
 local K_SWEPT, K_AMNESTY = TAG .. 'swept', TAG .. 'amnesty'

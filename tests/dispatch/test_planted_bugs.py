@@ -20,7 +20,8 @@ class Bug:
     new: str = ""
 
 
-G, LINE, MEET, LEAVE, LOG = "lib/ground.lua", "lib/line.lua", "lib/meet.lua", "lib/leave.lua", "lib/log.lua"
+G, LINE, NEXT, MEET = "lib/ground.lua", "lib/line.lua", "lib/next.lua", "lib/meet.lua"
+LEAVE, LOG = "lib/leave.lua", "lib/log.lua"
 PULL, CHOOSE, PIN = "lib/pull.lua", "lib/choose.lua", "lib/pin.lua"
 FENCE = "return not r or not is_held(r) or r.nonce ~= nonce or r.attempt ~= tonumber(attempt)"
 NOBODY = "if not until_ms then"
@@ -175,7 +176,7 @@ BUGS = (
     Bug("the first output does not meet", late_walks.reopened, "append.lua", "  room_grew(w)\n", "  store_load(w)\n  park(w)\n"),
     Bug("every output is a first", late_walks.reopened, "append.lua", ", 'prefilling', 0)", ")"),
     Bug("nobody waits for the better", late_walks.waits_for_the_better, CHOOSE, "      return false\n", "      return true\n"),
-    Bug("the worse takes who waits", late_walks.waits_for_the_better, MEET, "if suits(w, r) then best", "if true then best"),
+    Bug("the worse takes who waits", late_walks.waits_for_the_better, NEXT, "if suits(w, r) then best", "if true then best"),
     Bug("a little better is waited for", late_walks.waits_for_the_better, CHOOSE, "here > SLACK *", "here > 1 *"),
     Bug("who is gone is waited for", late_walks.waits_for_the_better, "abandon.lua", "if model then meet_others(model) end\n"),
     Bug("a barred one is closed still", late_walks.waits_for_the_better, PULL, "  not_shut(model, id)\nend", "end"),
@@ -193,7 +194,7 @@ BUGS = (
     Bug(
         "a prompt makes nobody younger",
         late_walks.shorter_first,
-        MEET,
+        NEXT,
         "is_pull(strategy) and since + younger(w, prompt) or since",
         "since",
     ),
@@ -238,14 +239,14 @@ BUGS = (
     Bug(
         "closed, low before high",
         late_walks.other_strategies,
-        MEET,
+        NEXT,
         "local line = by_age(w.model, lines)[1]",
         "local line = lines[1]",
     ),
     Bug(
         "the others are made younger, too",
         late_walks.others_by_age,
-        MEET,
+        NEXT,
         "is_pull(strategy) and since + younger(w, prompt) or since",
         "since + younger(w, prompt)",
     ),
@@ -301,7 +302,7 @@ BUGS = (
     Bug("a suspect runs beside others", walks.engine_died, MEET, "if (r.crashes or 0) > 0 then return arrive_alone(r) end"),
     Bug("beside a suspect others run", walks.engine_died, PULL, "if w.alone or w.held", "if w.held"),
     Bug("the suspect's worker is not kept free", walks.engine_died, MEET, "  keep_free(w, r.id)\n"),
-    Bug("age outweighs no priority", walks.long_waiting, MEET, " + RANK[line[1]] * AGEING_MS", " + RANK[line[1]] * 1e9"),
+    Bug("age outweighs no priority", walks.long_waiting, NEXT, " + RANK[line[1]] * AGEING_MS", " + RANK[line[1]] * 1e9"),
     Bug("the next attempt is not told", walks.lease_over, "begin.lua", "    log(r, 'note',", "    tostring('note',"),
     Bug("the list never forgets", walks.forgotten, LEAVE, "  redis.call('ZADD', K_EXPIRIES, now + keep_ms, r.id)"),
     # webhooks
