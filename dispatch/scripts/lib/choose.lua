@@ -127,14 +127,7 @@ local function sums(r, strategy, compared, last_worker)
 end
 
 -- The first of the closed.
-local function first_closed(model)
-  local found = {}
-  for _, id in ipairs(redis.call('ZRANGE', k_shut(model), 0, CANDIDATES - 1)) do
-    local w = read_worker(id)
-    if is_open(w) then found[#found + 1] = w else unpark(model, id) end
-  end
-  return found
-end
+local function first_closed(model) return opened(model, redis.call('ZRANGE', k_shut(model), 0, CANDIDATES - 1)) end
 
 -- Whether w, which is open, may take the request: none of the closed would serve it so much better that it waits for that one.
 local function suits(w, r)
