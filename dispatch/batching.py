@@ -8,6 +8,7 @@ Never here: what may be repeated (the callers know), blocking commands (they hav
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from dispatch.faults import NotReplicated
@@ -16,9 +17,52 @@ from dispatch.wire import Wire
 
 _LANES = 2  # one batch is on its way while the next gathers; more lanes only make smaller batches
 _BATCH = 256
+_JOINED = 32  # the server does nothing else meanwhile
 _WAIT_KEY_TTL_MS = 60_000
 _WRITE = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])"
 """Also at the memory limit, where a plain SET is refused: without a write of its own a WAIT would wait for nothing."""
+
+
+_Asked = tuple[tuple[Any, ...], tuple[Any, ...] | None, asyncio.Future[Any]]
+"""A command, its own words if it may be joined, and who waits for the reply."""
+
+
+class _Call:
+    """One command on the wire, for one or several."""
+
+    __slots__ = ("futures", "joined", "words")
+
+    def __init__(self, command: tuple[Any, ...], joined: bool) -> None:
+        self.words: Any = list(command)
+        self.joined = joined
+        self.futures: list[asyncio.Future[Any]] = []
+
+    def answer(self, reply: Any) -> None:
+        replies = reply if self.joined and not isinstance(reply, Exception) else [reply] * len(self.futures)
+        for future, each in zip(self.futures, replies, strict=True):
+            if future.done():
+                continue
+            if isinstance(each, Exception):
+                future.set_exception(each)
+            else:
+                future.set_result(each)
+
+
+def _together(batch: Sequence[_Asked]) -> list[_Call]:
+    """Who asks waits for the reply before it asks again: all of a batch are asked at once, and may be done in any order."""
+    calls: list[_Call] = []
+    open_calls: dict[tuple[Any, ...], _Call] = {}
+    for command, own, future in batch:
+        call = None if own is None else open_calls.get(command)
+        if call is None or len(call.futures) >= _JOINED:
+            call = _Call(command, own is not None)
+            calls.append(call)
+            if own is not None:
+                open_calls[command] = call
+        if own is not None:
+            call.words += own
+        call.futures.append(future)
+    return calls
 
 
 class Batched:
@@ -35,20 +79,28 @@ class Batched:
         self._wait_replica_ms = wait_replica_ms
         self._wait_key = wait_key
         self._replicas = Replicas()
-        self._waiting: deque[tuple[tuple[Any, ...], asyncio.Future[Any]]] = deque()
+        self._waiting: deque[_Asked] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
         self._running = 0
 
     async def execute(self, *command: Any) -> Any:
         """The reply to one command; raises what the client raises for it, or for the whole round trip."""
+        return await self._ask(command, None)
+
+    async def join(self, own: tuple[Any, ...], *command: Any) -> Any:
+        """The same for a command that takes several of what it is asked for, each so many words behind it, and that replies
+        with a list: those that are asked together go as one."""
+        return await self._ask(command, own)
+
+    def _ask(self, command: tuple[Any, ...], own: tuple[Any, ...] | None) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((command, future))
+        self._waiting.append((command, own, future))
         if self._running < _LANES:
             self._running += 1
             lane = asyncio.create_task(self._run())
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)
-        return await future
+        return future
 
     async def _run(self) -> None:
         wire = Wire(self._client)
@@ -60,23 +112,19 @@ class Batched:
             self._running -= 1
             await wire.release()
 
-    async def _round_trip(self, wire: Wire, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
+    async def _round_trip(self, wire: Wire, batch: list[_Asked]) -> None:
+        calls = _together(batch)
         try:
-            commands = [command for command, _ in batch]
+            commands = [call.words for call in calls]
             replies = await (self._replicated(commands) if self._wait_replica_ms else wire.exchange(commands))
         except asyncio.CancelledError:
-            for _, future in batch:
+            for _, _, future in batch:
                 future.cancel()
             raise
         except Exception as error:
-            replies = [error] * len(batch)
-        for (_, future), reply in zip(batch, replies, strict=True):
-            if future.done():
-                continue
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
+            replies = [error] * len(calls)
+        for call, reply in zip(calls, replies, strict=True):
+            call.answer(reply)
 
     async def _replicated(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """The replies, once the replicas have what the commands wrote; else NotReplicated in the place of each."""

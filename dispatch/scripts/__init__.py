@@ -1,8 +1,9 @@
 """The scripts: one .lua file a transition, put together from `lib/`, and called by name. Only `dispatch/queue.py` calls them,
 `dispatch/outbox.py` those of webhooks, and `dispatch/scale_store.py` the autoscaler's.
 
-A script states its contract above itself: `-- use:` names the library files it stands on, `-- args:` its arguments.
-Named Lua locals are made from both, so no body says ARGV[7]; the numbers of rules and scores are locals in capitals.
+A script states its contract above itself: `-- use:` names the library files it stands on, `-- args:` its arguments. With
+`-- each:` one call takes several requests, with so many words each, and replies for each (docs/decisions/0027).
+Named Lua locals are made from all, so no body says ARGV[7]; the numbers of rules and scores stand as names in capitals.
 Each runs as a Redis function, named by the hash of its text (docs/decisions/0020): as a script it would make all it is built of
 anew with each call. Never here: what a transition means to gateway or worker.
 """
@@ -11,7 +12,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -70,7 +71,9 @@ _REFUSED = re.compile("unknown command|NOPERM|.*has no permissions", re.IGNORECA
 class Script:
     """One composed script, called with named arguments."""
 
-    def __init__(self, name: str, body: str, flags: tuple[str, ...], args: tuple[str, ...], takes_rest: bool) -> None:
+    def __init__(
+        self, name: str, body: str, flags: tuple[str, ...], args: tuple[str, ...], each: tuple[str, ...], takes_rest: bool
+    ) -> None:
         self.name = name
         self.function = f"penstock_{name}_{hashlib.sha1(body.encode()).hexdigest()[:16]}"
         listed = ", ".join(repr(flag) for flag in flags)
@@ -82,6 +85,7 @@ class Script:
         self._sha = hashlib.sha1(self.source.encode()).hexdigest()
         self._as_function = True
         self._args = args
+        self._each = each
         self._takes_rest = takes_rest
 
     async def __call__(
@@ -90,27 +94,28 @@ class Script:
         """Run it on the shard whose timers are `key`, or on a group's leader. Loads it where the server does not know it."""
         if rest and not self._takes_rest:
             raise TypeError(f"{self.name}.lua takes no further arguments")
-        arguments = [values.pop(name) for name in self._args]
+        shared = (1, key, *[values.pop(name) for name in self._args], *rest)
+        own = tuple([values.pop(name) for name in self._each])
         if values:
             raise TypeError(f"{self.name}.lua has no argument {', '.join(values)}")
-        call = (self.function, 1, key, *arguments, *rest)
+        ask = redis.execute if not own else partial(redis.join, own)
         if self._as_function:
             try:
-                return await redis.execute("FCALL", *call)
+                return await ask("FCALL", self.function, *shared)
             except ResponseError as error:
                 self._as_function = not _REFUSED.match(str(error))
                 if self._as_function and str(error) != _UNKNOWN:
                     raise
         if self._as_function and await self._load(redis):
             try:
-                return await redis.execute("FCALL", *call)
+                return await ask("FCALL", self.function, *shared)
             except ResponseError as error:
                 if str(error) != _UNKNOWN:  # forgotten again between the two
                     raise
         try:
-            return await redis.execute("EVALSHA", self._sha, 1, key, *arguments, *rest)
+            return await ask("EVALSHA", self._sha, *shared)
         except NoScriptError:
-            return await redis.execute("EVAL", self.source, 1, key, *arguments, *rest)
+            return await ask("EVAL", self.source, *shared)
 
     async def _load(self, redis: Batched) -> bool:
         """Whether the server knows the function now. At its memory limit it takes no more for a while, some take none at all:
@@ -138,6 +143,46 @@ def _header(name: str, body: str, word: str) -> tuple[str, ...]:
     return tuple(found.group(1).split())
 
 
+def _run_once(args: tuple[str, ...], takes_rest: bool) -> list[str]:
+    """Calls `one` with what ARGV holds."""
+    given = [f"ARGV[{n}]" for n, arg in enumerate(args, 1) if arg not in _SHARED]
+    lines = ["local function run(KEYS, ARGV)"]
+    lines += [f"{arg} = ARGV[{n}]" for n, arg in enumerate(args, 1) if arg in _SHARED]
+    if takes_rest:
+        lines.append(f"local rest = {{}} for i = {len(args) + 1}, #ARGV do rest[#rest + 1] = ARGV[i] end")
+        given.append("rest")
+    lines += ["share()", "start_call(KEYS[1])", f"local done, reply = pcall({', '.join(['one', *given])})", "end_call()"]
+    return [*lines, "if not done then error(reply, 0) end", "return reply", "end"]
+
+
+def _run_each(each: tuple[str, ...]) -> list[str]:
+    """Calls `one` for one request after the other; what goes wrong with one is its reply alone."""
+    salted = each[0] == "salt"
+    return [
+        "local function run(KEYS, ARGV)",
+        "now = ARGV[1]",
+        f"if #ARGV > {len(each) + 1} then share() end",
+        "start_call(KEYS[1])",
+        "local replies = {}",
+        f"for at = 2, #ARGV, {len(each)} do",
+        "salt = ARGV[at]" if salted else "",
+        f"local done, reply = pcall(one, unpack(ARGV, at + {int(salted)}, at + {len(each) - 1}))",
+        "if not done and type(reply) ~= 'table' then reply = {err = tostring(reply)} end",
+        "replies[#replies + 1] = reply",
+        "end",
+        "end_call()",
+        "return replies",
+        "end",
+    ]
+
+
+def _write_in(source: str, rules: QueueRules) -> str:
+    """The numbers of rules and scores in the place of their names: a chunk of Lua has room for 200 names."""
+    numbers = {field.upper(): value for field, value in dataclasses.asdict(rules).items()}
+    numbers |= {name: getattr(scores, name) for name in _SCORES}
+    return re.sub(rf"\b({'|'.join(numbers)})\b", lambda found: repr(numbers[found[1]]), source)
+
+
 def compose(name: str, rules: QueueRules | None, *, edit: Mapping[str, tuple[str, str]] | None = None) -> Script:
     """The script `name` under `rules` (None: one of the autoscaler's).
 
@@ -161,16 +206,13 @@ def compose(name: str, rules: QueueRules | None, *, edit: Mapping[str, tuple[str
     args = _header(name, body, "args")
     takes_rest = args[-1] == "..."
     args = args[:-1] if takes_rest else args
-    numbers = {**dataclasses.asdict(rules), **{name: getattr(scores, name) for name in _SCORES}} if rules else {}
-    parts = [f"local {field.upper()} = {value!r}" for field, value in numbers.items()]
-    parts += [f"local {', '.join(_SHARED)}"]
+    each = _header(name, body, "each") if "\n-- each:" in body else ()
+    parts = [f"local {', '.join(_SHARED)}"]
     parts += [text(f"lib/{library}.lua") for library in _header(name, body, "use")]
-    parts += ["local function run(KEYS, ARGV)"]
-    parts += [f"{'' if arg in _SHARED else 'local '}{arg} = ARGV[{n}]" for n, arg in enumerate(args, 1)]
-    if takes_rest:
-        parts.append(f"local rest = {{}} for i = {len(args) + 1}, #ARGV do rest[#rest + 1] = ARGV[i] end")
-    parts += ["start_call(KEYS[1])", body, "end"]
-    return Script(name, "\n".join(parts), flags, args, takes_rest)
+    parts += [f"local function one({', '.join(arg for arg in (*args, *each) if arg not in _SHARED)}{', rest' * takes_rest})"]
+    parts += [body, "end", *(_run_each(each) if each else _run_once(args, takes_rest))]
+    source = "\n".join(parts)
+    return Script(name, _write_in(source, rules) if rules else source, flags, args, each, takes_rest)
 
 
 @cache

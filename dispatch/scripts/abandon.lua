@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- abandon: this incarnation of a worker, or its engine, is dead by evidence. It is barred; all it held moves on.
 -- What had begun is charged; the suspects are charged a crash.
--- use: ground line log pull choose pin next meet leave
+-- use: later ground line log pull choose pin next meet leave
 -- args: now salt worker evidence ...
 -- rest: suspect ids
 -- returns how many moved
@@ -24,7 +24,7 @@ for _, id in ipairs(redis.call('HKEYS', k_held(worker))) do
     end
     moved = moved + 1
   else
-    redis.call('HDEL', k_held(worker), id)
+    later('HDEL', k_held(worker), id)
   end
 end
 if model then meet_others(model) end

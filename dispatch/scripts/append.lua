@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
 -- append: the next chunk of an answer. seq = last + 1, or it is a dup or a gap.
 -- The hot path: it reads only the fields it needs.
--- use: ground line log pull choose pin next meet
--- args: now salt id attempt nonce seq data
+-- use: later ground line log pull choose pin next meet
+-- args: now
+-- each: salt id attempt nonce seq data
 -- returns status: ok | dup | gap | fenced
 local f = redis.call('HMGET', k_request(id), 'state', 'attempt', 'nonce', 'seq', 'chain', 'readers', 'first_output_at', 'deadline',
   'prefilling', 'worker')
@@ -17,16 +18,16 @@ end
 if seq > last + 1 then return 'gap' end
 local r = {id = id, attempt = tonumber(attempt), seq = last, chain = f[5], readers = f[6], deadline = tonumber(f[8])}
 log(r, 'chunk', data)
-local first = f[7] or now
+local first = f[7] or text(now)
 if (tonumber(f[9]) or 0) == 0 then
   if f[7] then
-    redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain)
+    redis.call('HSET', k_request(id), 'seq', text(r.seq), 'chain', r.chain)
   else
-    redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', first)
+    redis.call('HSET', k_request(id), 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', first)
   end
 else
   -- Its first output: the prompt is done, and its worker may take more.
-  redis.call('HSET', k_request(id), 'seq', r.seq, 'chain', r.chain, 'first_output_at', first, 'prefilling', 0)
+  redis.call('HSET', k_request(id), 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', first, 'prefilling', 0)
   local w = read_worker(f[10])
   if w then
     prefilled(w, id)

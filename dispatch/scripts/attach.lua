@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- attach: a gateway becomes a reader and gets the log after what it has, in one step: no gap.
--- use: ground log
+-- use: later ground log
 -- args: now id gateway after_seq after_chain
 -- returns {status, state, live, entries}: ok | missing | gone | rewind
 local r = read_request(id)

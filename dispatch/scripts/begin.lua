@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
 -- begin: the engine is about to see the request; the short grant becomes a full lease. May be repeated.
 -- A later attempt than the first to begin is told in the log: a note.
--- use: ground log
--- args: now worker id attempt nonce
+-- use: later ground log
+-- args: now
+-- each: worker id attempt nonce
 -- returns {status, input, seq, attempt, deadline}: ok | fenced
 local r = read_some(id, {'state', 'attempt', 'seq', 'chain', 'readers', 'deadline', 'on_disconnect', 'reader_look', 'nonce', 'worker',
   'inbox', 'begun_at'})
@@ -10,17 +11,17 @@ if fenced(r, attempt, nonce) then return {'fenced'} end
 if r.deadline <= now then return {'fenced'} end -- the sweep ends it as expired; no work is begun for it
 local lease = now + LEASE_MS
 if r.state == 'running' then
-  redis.call('HSET', k_request(id), 'lease', lease)
+  redis.call('HSET', k_request(id), 'lease', text(lease))
 else
-  redis.call('XDEL', k_inbox(r.worker), r.inbox)
+  later('XDEL', k_inbox(r.worker), r.inbox)
   if r.begun_at == 0 then
-    redis.call('HSET', k_request(id), 'state', 'running', 'lease', lease, 'begun_at', now, 'attempt_begun_at', now)
+    redis.call('HSET', k_request(id), 'state', 'running', 'lease', text(lease), 'begun_at', text(now), 'attempt_begun_at', text(now))
   else
     log(r, 'note', '{"attempt":' .. r.attempt .. ',"worker":"' .. r.worker .. '"}')
     redis.call('HSET', k_request(id), 'state', 'running', 'lease', lease, 'attempt_begun_at', now, 'seq', r.seq, 'chain', r.chain)
   end
 end
 r.state, r.lease = 'running', lease
-if redis.call('EXISTS', k_worker(worker)) == 1 then redis.call('HSET', k_worker(worker), 'seen', now) end
+see(worker)
 set_timer(r)
 return {'ok', redis.call('GET', k_input(id)) or '', r.seq, r.attempt, r.deadline}

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- cancel: an ending at once, wherever it is. Endings absorb: what had ended stays as it ended.
--- use: ground line log pull choose pin next meet leave
+-- use: later ground line log pull choose pin next meet leave
 -- args: now salt id message
 -- returns state, or nothing if unknown
 local r = read_request(id)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- detach: a gateway reads it no more. With nobody left, a request that wants a reader ends after the grace.
--- use: ground log
+-- use: later ground log
 -- args: now id gateway then_continue
 local r = read_request(id)
 if not r or r.ended_at > 0 then return 0 end

@@ -1,7 +1,8 @@
 #!lua
 -- enqueue: a request comes in. It is stored and meets a parked pull, or waits in line.
--- use: ground line log pull choose pin next meet
--- args: now salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of prompt strategy session webhook webhook_events
+-- use: later ground line log pull choose pin next meet
+-- args: now
+-- each: salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of prompt strategy session webhook webhook_events
 -- returns {status, id, state, position, backlog}: ok | replay | mismatch | full
 if redis.call('EXISTS', k_request(id), k_tombstone(id)) > 0 then
   local known = redis.call('HGET', k_request(id), 'state') or tombstone(id)
@@ -37,22 +38,28 @@ if not w then
 end
 
 -- What an append reads stands first: a small hash is searched from its beginning.
-redis.call('HSET', k_request(id), 'state', 'queued', 'attempt', 0, 'seq', 0, 'chain', chain, 'readers', reader,
-  'deadline', r.deadline, 'on_disconnect', on_disconnect, 'reader_look', r.reader_look, 'v', 1, 'model', model, 'kind', kind,
-  'priority', priority, 'tenant', tenant, 'cost', cost, 'charged', 0, 'crashes', 0, 'max_attempts', max_attempts,
-  'retry_of', retry_of, 'created', now, 'prompt', prompt, 'strategy', strategy, 'session', session)
-if webhook ~= '' then redis.call('HSET', k_request(id), 'webhook', webhook, 'webhook_events', webhook_events) end
+local at = text(now)
+r.unstored = {'seq', '0', 'chain', chain, 'readers', reader,
+  'deadline', text(r.deadline), 'on_disconnect', on_disconnect, 'reader_look', text(r.reader_look), 'v', '1', 'model', model,
+  'kind', kind, 'priority', priority, 'tenant', tenant, 'cost', cost, 'max_attempts', max_attempts, 'created', at,
+  'prompt', prompt, 'strategy', strategy}
+for field, value in pairs({retry_of = retry_of, session = session, webhook = webhook, webhook_events = webhook_events}) do
+  if value ~= '' then
+    table.insert(r.unstored, field)
+    table.insert(r.unstored, value)
+  end
+end
 local ttl = span + RETENTION_MS + ONE_DAY_MS
-redis.call('PEXPIRE', k_request(id), ttl)
-redis.call('SET', k_input(id), input, 'PX', ttl)
-redis.call('ZADD', K_REQUESTS, now, id)
-redis.call('ZADD', K_EXPIRIES, now + ttl, id)
+redis.call('SET', k_input(id), input, 'PX', text(ttl))
+later('ZADD', K_REQUESTS, at, id)
+later('ZADD', K_EXPIRIES, text(now + ttl), id)
 if idempotency ~= '' then redis.call('SET', k_idempotency, id .. ' ' .. body_hash, 'PX', IDEMPOTENCY_MS) end
 if reader ~= '' then touch_gateway(reader) end
 count(model, 'enqueued')
 
+if w then grant(r, w) else wait_in_line(r, '') end
+redis.call('PEXPIRE', k_request(id), text(ttl))
 if w then
-  grant(r, w)
   store_load(w)
   park(w)
   if stirred[model] then
@@ -61,5 +68,4 @@ if w then
   end
   return {'ok', id, 'granted', 0, waiting}
 end
-wait_in_line(r, '')
 return {'ok', id, 'queued', before + 1, waiting + 1}

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- finish: the worker ends it, the last chunk included; its room takes what waits.
--- use: ground line log pull choose pin next meet leave
--- args: now salt id attempt nonce seq last detail state
+-- use: later ground line log pull choose pin next meet leave
+-- args: now
+-- each: salt id attempt nonce seq last detail state
 -- returns status: ok | dup | gap | fenced
 -- Not all of it: what a finish does not ask for is half of the record.
 local r = read_some(id, {'model', 'state', 'attempt', 'seq', 'chain', 'readers', 'deadline', 'nonce', 'worker', 'prefilling', 'first_output_at',

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- keep_reading: renew a gateway's reader lease.
--- use: ground log
+-- use: later ground log
 -- args: now gateway
 touch_gateway(gateway, true)
 return 1

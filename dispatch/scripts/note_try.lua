@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- note_try: what came of one try to deliver a webhook. May be repeated; of two who made the same try at once one is noted,
 -- but a delivery always is. verdict: delivered | again | given_up; later: it was not made, and counts for nothing.
--- use: ground
+-- use: later ground
 -- args: now id number status error took_ms verdict wait_ms
 -- returns state: owed | delivered | given_up, or nothing if it is no longer known
 local found = redis.call('HMGET', k_webhook(id), 'state', 'tried', 'tries')

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- park: a worker says what it can hold; it takes what waits and fits, and is parked with the rest of its room.
 -- Room and held are derived anew from what Redis knows it holds, so nothing drifts.
--- use: ground line log pull choose pin next meet
+-- use: later ground line log pull choose pin next meet
 -- args: now salt worker model limit slots weight accepting prefill_weight memory utilisation waiting
 -- returns {barred, room, held, granted}
 if redis.call('HEXISTS', k_worker(worker), 'barred') == 1 then return {1, 0, 0, 0} end

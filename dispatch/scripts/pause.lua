@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- pause / resume: a paused model's lines take requests in, and nothing leaves them for a worker.
 -- On resume each waiting request, by priority and age, meets the best of the parked pulls.
--- use: ground line log pull choose pin next meet
+-- use: later ground line log pull choose pin next meet
 -- args: now salt model paused
 -- returns how many were granted
 if paused == '1' then

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- release: given back unfinished to the head of its line; nothing charged.
--- use: ground line log pull choose pin next meet leave
+-- use: later ground line log pull choose pin next meet leave
 -- args: now salt id attempt nonce
 -- returns status: ok | dup | fenced
 local r = read_request(id)

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- renew: one batch for all a worker runs. Also names what it lost, and what it runs here but did not name.
--- use: ground
+-- use: later ground
 -- args: now worker ...
 -- rest: id attempt nonce, for each
 -- returns {{lost id, attempt, ...}, {unknown id, attempt, nonce, cost, ...}}
@@ -26,5 +26,5 @@ for _, id in ipairs(redis.call('HKEYS', k_held(worker))) do
     end
   end
 end
-if redis.call('EXISTS', k_worker(worker)) == 1 then redis.call('HSET', k_worker(worker), 'seen', now) end
+see(worker)
 return {lost, unknown}

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- reprice: who holds it found that it costs more than it was granted at; that is what its next grant takes of a room. What it
 -- holds now stays priced as granted: its worker takes the difference off its own limit.
--- use: ground
+-- use: later ground
 -- args: now id attempt nonce cost
 -- returns status: ok | dup | fenced
 local r = read_request(id)

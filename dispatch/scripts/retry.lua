@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- retry: a retryable fault. Charged; it waits with backoff, or is dead when its attempts are used up.
--- use: ground line log pull choose pin next meet leave
+-- use: later ground line log pull choose pin next meet leave
 -- args: now salt id attempt nonce code message
 -- returns status: ok | dup | fenced
 local r = read_request(id)

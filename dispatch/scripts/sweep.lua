@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- sweep: look at every request whose time has come. Harmless in parallel, and as often as one likes.
--- use: ground line log pull choose pin next meet leave
+-- use: later ground line log pull choose pin next meet leave
 -- args: now salt limit
 -- returns how many moved
 local K_SWEPT, K_AMNESTY = TAG .. 'swept', TAG .. 'amnesty'
@@ -66,7 +66,7 @@ for _, id in ipairs(redis.call('ZRANGE', TIMERS, '-inf', now, 'BYSCORE', 'LIMIT'
     room_grew(w)
     meet_others(r.model)
   else
-    redis.call('ZREM', TIMERS, id)
+    drop_timer(id)
   end
 end
 

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- take_owed: webhooks whose time has come, for somebody to try. Each is offered again after again_ms, unless a try is noted before:
 -- whoever takes one may die with it.
--- use: ground
+-- use: later ground
 -- args: now limit again_ms
 -- returns {id, tries so far, id, tries so far, ...}
 local taken = {}

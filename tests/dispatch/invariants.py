@@ -41,6 +41,10 @@ _READ = {
 }
 
 
+_UNSAID = {"charged": "0", "crashes": "0", "webhook_events": ""}
+"""What a record says only once it is so."""
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
@@ -84,6 +88,8 @@ async def snapshot(redis: Redis) -> Snapshot:
         found.pttl[name] = next(replies)
         if area:
             value = _plain(next(replies))
+            if area == "request" and isinstance(value, dict):
+                value = _UNSAID | value
             found.of[area][rest] = list(zip(value[::2], value[1::2], strict=True)) if "WITHSCORES" in _READ[area] else value
     return found
 

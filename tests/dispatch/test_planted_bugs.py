@@ -66,7 +66,7 @@ BUGS = (
         "set_timer(r)",
         "redis.call('ZADD', TIMERS, r.lease, id)",
     ),
-    Bug("an ended request keeps its timer", walks.whole_life, LEAVE, "redis.call('ZREM', TIMERS, r.id)"),
+    Bug("an ended request keeps its timer", walks.whole_life, LEAVE, "drop_timer(r.id)"),
     Bug("sweep charges after its own absence", walks.everybody_was_away, "sweep.lua", "if now < amnesty then", "if false then"),
     Bug(
         "readers are not looked for",
@@ -99,21 +99,21 @@ BUGS = (
     ),
     Bug("cancel leaves the entry", walks.waiting_in_line, LEAVE, "    take_off_line(r)\n"),
     Bug("an ending is overwritten", walks.cancel_after_the_end, "cancel.lua", "if r.ended_at > 0 then", "if false then"),
-    Bug("input left after completion", walks.whole_life, LEAVE, "redis.call('DEL', k_input(r.id))", "local _ = 0"),
+    Bug("input left after completion", walks.whole_life, LEAVE, "delete_later(k_input(r.id))", "local _ = 0"),
     Bug(
         "no tombstone",
         walks.whole_life,
         LEAVE,
-        "redis.call('SET', k_tombstone(r.id), state .. ' ' .. (r.tenant or ''), 'PX', keep_ms + TOMBSTONE_MS)",
+        "redis.call('SET', k_tombstone(r.id), state .. ' ' .. (r.tenant or ''), 'PX', text(keep_ms + TOMBSTONE_MS))",
     ),
     Bug("no dead letter", walks.lease_over, LEAVE, "redis.call('XADD', K_DEAD,", "tostring(K_DEAD,"),
     # the two lines
     Bug("grant forgets XDEL", walks.waiting_in_line, LINE, "redis.call('XDEL', k_line(model, priority, part), entry)"),
     Bug("grant forgets the sizes", walks.waiting_in_line, LINE, "redis.call('ZREM', k_sizes(model, priority, part), entry)"),
     Bug("grant forgets room", walks.whole_life, MEET, "w.used = w.used + r.cost"),
-    Bug("grant forgets the slot", walks.whole_life, MEET, "w.held = w.held + 1\n  redis", "redis"),
+    Bug("grant forgets the slot", walks.whole_life, MEET, "w.held = w.held + 1\n  later", "later"),
     Bug("finish does not free room", walks.whole_life, LEAVE, "w.used = w.used - tonumber(cost)"),
-    Bug("room leaks on release", walks.given_back, LEAVE, "redis.call('HDEL', k_held(r.worker), r.id)"),
+    Bug("room leaks on release", walks.given_back, LEAVE, "later('HDEL', k_held(r.worker), r.id)"),
     Bug(
         "finish does not look at the line",
         walks.waiting_in_line,
@@ -157,7 +157,7 @@ BUGS = (
     Bug("an older one is passed by", pin_walks.older_first, MEET, "if entry == r.entry or", "if true or"),
     Bug("who lets an older one first loses its place", pin_walks.older_first, MEET, "    keep_room(w, r)\n"),
     # prompts, turns, sessions
-    Bug("prefill is never done", pin_walks.prefill, PULL, "redis.call('HDEL', k_prefill(w.id), id)"),
+    Bug("prefill is never done", pin_walks.prefill, PULL, "later('HDEL', k_prefill(w.id), id)"),
     Bug("prefill counts for nothing", pin_walks.prefill, MEET, "w.prefill = w.prefill + r.prompt"),
     Bug("the first output moves nobody", pin_walks.prefill, "append.lua", "  room_grew(w)\n"),
     # bound late
@@ -168,8 +168,8 @@ BUGS = (
         "closed, it has no room",
         late_walks.reopened,
         PULL,
-        "stands = k_shut(w.model)",
-        "return redis.call('ZADD', k_shut(w.model), standing(w), w.id)",
+        "stand(shut, standing(w), w.id)\n    stand(k_rooms(w.model), room(w), w.id)",
+        "stand(shut, standing(w), w.id)\n    redis.call('ZREM', k_rooms(w.model), w.id)",
     ),
     Bug("it opens too early", late_walks.reopened, PULL, ">= OPEN_S *", ">= 2 * OPEN_S *"),
     Bug("any prompt closes", late_walks.reopened, PULL, ">= OPEN_S *", ">= 0 *"),
@@ -286,7 +286,7 @@ BUGS = (
     ),
     Bug("a hot session does not spill", pin_walks.session, CHOOSE, "if w.held + 1 > bound", "if false"),
     # grants and charges
-    Bug("begin leaves the grant in the inbox", walks.whole_life, "begin.lua", "redis.call('XDEL', k_inbox(r.worker), r.inbox)"),
+    Bug("begin leaves the grant in the inbox", walks.whole_life, "begin.lua", "later('XDEL', k_inbox(r.worker), r.inbox)"),
     Bug("release charges", walks.given_back, "release.lua", "give_back(r, 'given back unfinished')", CHARGES),
     Bug("retry does not charge", walks.fault_after_fault, LEAVE, "r.charged = r.charged + 1"),
     Bug("backoff grows too fast", walks.fault_after_fault, LEAVE, "2 ^ r.charged", "9 ^ (r.charged + 1)"),
@@ -304,7 +304,7 @@ BUGS = (
     Bug("the suspect's worker is not kept free", walks.engine_died, MEET, "  keep_free(w, r.id)\n"),
     Bug("age outweighs no priority", walks.long_waiting, NEXT, " + RANK[line[1]] * AGEING_MS", " + RANK[line[1]] * 1e9"),
     Bug("the next attempt is not told", walks.lease_over, "begin.lua", "    log(r, 'note',", "    tostring('note',"),
-    Bug("the list never forgets", walks.forgotten, LEAVE, "  redis.call('ZADD', K_EXPIRIES, now + keep_ms, r.id)"),
+    Bug("the list never forgets", walks.forgotten, LEAVE, "  later('ZADD', K_EXPIRIES, text(now + keep_ms), r.id)"),
     # webhooks
     Bug("an ending owes nothing", walks.told, LEAVE, "  owe_webhook(r)\n"),
     Bug(

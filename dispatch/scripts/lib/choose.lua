@@ -55,8 +55,9 @@ end
 
 -- The parked pulls with room, not closed, that stand first: few where few have room, else the best of the first pages of the line.
 local function first_fitting(model, cost)
-  local page = redis.call('ZRANGE', k_parked(model), 0, CANDIDATES - 1)
+  local page = first_of(k_parked(model))
   if #page == CANDIDATES then
+    settle_workers()
     local fitting = redis.call('ZRANGE', k_rooms(model), cost, '+inf', 'BYSCORE', 'LIMIT', 0, CANDIDATES)
     if #fitting < CANDIDATES then page = fitting end
   end
@@ -74,12 +75,14 @@ local function first_fitting(model, cost)
     end
     looked = looked + #page
     if #page < CANDIDATES or (#found > 0 and looked >= SCAN) then return found end
+    settle_workers()
     page = redis.call('ZRANGE', k_parked(model), from, from + CANDIDATES - 1)
   end
 end
 
 -- The workers whose parked pulls have room; where there are very many, a part of them by chance.
 local function with_room(model, cost, chance)
+  settle_workers()
   local count, from = redis.call('ZCOUNT', k_rooms(model), cost, '+inf'), 0
   if count > MOST then from = tonumber(string.sub(redis.sha1hex(chance), 17, 24), 16) % (count - MOST + 1) end
   return redis.call('ZRANGE', k_rooms(model), cost, '+inf', 'BYSCORE', 'LIMIT', from, MOST)
@@ -126,16 +129,25 @@ local function sums(r, strategy, compared, last_worker)
   return all
 end
 
--- The first of the closed.
-local function first_closed(model) return opened(model, redis.call('ZRANGE', k_shut(model), 0, CANDIDATES - 1)) end
+-- The first of the closed, as they stand.
+local function first_closed(model)
+  if not closed_ones[model] then
+    local found = opened(model, first_of(k_shut(model)))
+    table.sort(found, function(a, b)
+      local x, y = standing(a), standing(b)
+      return x < y or (x == y and a.id < b.id)
+    end)
+    closed_ones[model] = found
+  end
+  return closed_ones[model]
+end
 
 -- Whether w, which is open, may take the request: none of the closed would serve it so much better that it waits for that one.
 local function suits(w, r)
   if not is_pull(r.strategy) then return true end
   if r.state == 'queued' and r.queued_at and now - r.queued_at >= PATIENCE_MS then return true end
-  w.closed = w.closed or first_closed(w.model)
   local here = SCORES.pull(w, r)
-  for _, other in ipairs(w.closed) do
+  for _, other in ipairs(first_closed(w.model)) do
     if room(other) >= r.cost and here > SLACK * SCORES.pull(other, r) then
       r.better = other.id
       return false
@@ -172,11 +184,13 @@ end
 local function remember_turn(r, w)
   local strategy = strategy_of(r)
   if strategy == 'round_robin' then
-    redis.call('HSET', k_worker(w.id), 'last_granted', redis.call('HINCRBY', k_turn(r.model), strategy, 1))
+    w.last_granted = redis.call('HINCRBY', k_turn(r.model), strategy, 1)
+    redis.call('HSET', k_worker(w.id), 'last_granted', w.last_granted)
   elseif strategy == 'weighted_round_robin' then
     local had = turns(w, tonumber(redis.call('HGET', k_turn(r.model), strategy) or '0'))
     redis.call('HSET', k_turn(r.model), strategy, had)
-    redis.call('HSET', k_worker(w.id), 'turns', had + 1 / w.weight)
+    w.turns = had + 1 / w.weight
+    redis.call('HSET', k_worker(w.id), 'turns', w.turns)
   elseif strategy == 'session' then
     redis.call('SET', k_session(r.model, r.session), w.id, 'PX', SESSION_MS)
     return

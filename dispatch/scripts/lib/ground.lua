@@ -24,9 +24,6 @@ local function k_feed(gateway) return TAG .. 'feed:' .. gateway end
 local function k_webhook(id) return TAG .. 'webhook:' .. id end
 local function k_gateway(gateway) return TAG .. 'gateway:' .. gateway end
 
--- What stands above the functions outlives a call: what a call changes there begins anew with each.
-local at_start = {}
-
 -- Only Redis's clock counts; tests hand in one of their own.
 local function start_call(timers)
   if timers ~= TIMERS then
@@ -76,6 +73,26 @@ local function read_some(id, fields)
   return r
 end
 
+local seen = {} -- workers, in this call
+at_start[#at_start + 1] = function() seen = {} end
+
+-- A worker was heard of.
+local function see(worker)
+  if seen[worker] then return end
+  seen[worker] = true
+  if redis.call('EXISTS', k_worker(worker)) == 1 then redis.call('HSET', k_worker(worker), 'seen', text(now)) end
+end
+
+-- Fields of a request: with the first of them, in one write, all that it came with.
+local function store(r, ...)
+  if not r.unstored then return redis.call('HSET', k_request(r.id), ...) end
+  local fields = {...}
+  local had, came = #fields, r.unstored
+  for i = 1, #came do fields[had + i] = came[i] end
+  r.unstored = nil
+  redis.call('HSET', k_request(r.id), unpack(fields))
+end
+
 local function is_held(r) return r.state == 'granted' or r.state == 'running' end
 
 -- The fence: only the grant that holds the request now may write for it.
@@ -92,7 +109,8 @@ local function next_look(r)
   return at
 end
 
-local function set_timer(r) redis.call('ZADD', TIMERS, next_look(r), r.id) end
+local function set_timer(r) later('ZADD', TIMERS, text(next_look(r)), r.id) end
+local function drop_timer(id) later('ZREM', TIMERS, id) end
 
 -- How a request ended that is no longer kept, or nil.
 local function tombstone(id)
@@ -100,4 +118,4 @@ local function tombstone(id)
   return stone and string.match(stone, '^%S+')
 end
 
-local function count(model, what, by) redis.call('HINCRBY', k_stats(model), what, by or 1) end
+local function count(model, what, by) sum_later(k_stats(model), what, by or 1) end

@@ -12,11 +12,11 @@ end
 
 -- Off whoever holds it. Returns that worker: the caller stores its load, or lets it take what waits by room_grew.
 local function take_away(r)
-  redis.call('SREM', k_leases(r.model), r.id)
-  if r.state == 'granted' and r.inbox then redis.call('XDEL', k_inbox(r.worker), r.inbox) end
-  local cost = redis.call('HGET', k_held(r.worker), r.id)
+  later('SREM', k_leases(r.model), r.id)
+  if r.state == 'granted' and r.inbox then later('XDEL', k_inbox(r.worker), r.inbox) end
+  local cost = field_now(k_held(r.worker), r.id)
   if not cost then return nil end
-  redis.call('HDEL', k_held(r.worker), r.id)
+  later('HDEL', k_held(r.worker), r.id)
   local w = read_worker(r.worker)
   if not w then return nil end
   w.used = w.used - tonumber(cost)
@@ -84,13 +84,14 @@ local function end_request(r, state, detail, keep_ms)
   local w = leave_place(r)
   local head = '{"state":"' .. state .. '","attempts":' .. r.attempt
   log(r, 'end', head .. (#detail > 2 and ',' .. string.sub(detail, 2) or '}'))
-  redis.call('HSET', k_request(r.id), 'state', state, 'seq', r.seq, 'chain', r.chain, 'first_output_at', r.first_output_at, 'ended_at', now)
-  redis.call('ZREM', TIMERS, r.id)
-  redis.call('PEXPIRE', k_request(r.id), keep_ms)
-  redis.call('PEXPIRE', k_output(r.id), keep_ms)
-  if state == 'completed' then redis.call('DEL', k_input(r.id)) else redis.call('PEXPIRE', k_input(r.id), keep_ms) end
-  redis.call('SET', k_tombstone(r.id), state .. ' ' .. (r.tenant or ''), 'PX', keep_ms + TOMBSTONE_MS)
-  redis.call('ZADD', K_EXPIRIES, now + keep_ms, r.id)
+  redis.call('HSET', k_request(r.id), 'state', state, 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', text(r.first_output_at),
+    'ended_at', text(now))
+  drop_timer(r.id)
+  redis.call('PEXPIRE', k_request(r.id), text(keep_ms))
+  redis.call('PEXPIRE', k_output(r.id), text(keep_ms))
+  if state == 'completed' then delete_later(k_input(r.id)) else redis.call('PEXPIRE', k_input(r.id), keep_ms) end
+  redis.call('SET', k_tombstone(r.id), state .. ' ' .. (r.tenant or ''), 'PX', text(keep_ms + TOMBSTONE_MS))
+  later('ZADD', K_EXPIRIES, text(now + keep_ms), r.id)
   count(r.model, state)
   count_usage(r.model, detail)
   r.state = state

@@ -18,7 +18,13 @@ local is_pull
 -- An entry of a line among the waiting of the other strategies.
 local function other_of(priority, part, entry) return priority .. part .. ' ' .. entry end
 
-local function is_paused(model) return redis.call('SISMEMBER', K_PAUSED, model) == 1 end
+local paused_ones, anybody = {}, {} -- model -> whether it is paused, whether anybody waits, as far as this call knows
+at_start[#at_start + 1] = function() paused_ones, anybody = {}, {} end
+
+local function is_paused(model)
+  if paused_ones[model] == nil then paused_ones[model] = redis.call('SISMEMBER', K_PAUSED, model) == 1 end
+  return paused_ones[model]
+end
 
 local function waiting_with(model, priority)
   return redis.call('XLEN', k_line(model, priority, SUSPECTS)) + redis.call('XLEN', k_line(model, priority, ':front'))
@@ -27,9 +33,11 @@ end
 
 -- Whoever waits has a size: one look where mostly nobody does.
 local function anybody_waits(model)
+  if anybody[model] ~= nil then return anybody[model] end
   local key = TAG .. 'sizes:' .. model
-  return redis.call('EXISTS', key .. ':high:alone', key .. ':high:front', key .. ':high', key .. ':normal:alone', key .. ':normal:front',
+  anybody[model] = redis.call('EXISTS', key .. ':high:alone', key .. ':high:front', key .. ':high', key .. ':normal:alone', key .. ':normal:front',
     key .. ':normal', key .. ':low:alone', key .. ':low:front', key .. ':low') > 0
+  return anybody[model]
 end
 
 -- How many wait: in all, and with this priority or a higher one.
@@ -85,7 +93,7 @@ end
 
 -- What came of it where the two lines met, for `request why`: the last few are kept.
 local function note_meeting(r, words)
-  local kept = (r.meetings or '') .. string.format('%.0f', now) .. ' ' .. words .. '\n'
+  local kept = (r.meetings or '') .. text(now) .. ' ' .. words .. '\n'
   while #kept > MEETINGS_BYTES do kept = string.match(kept, '^[^\n]*\n(.*)$') end
   r.meetings = kept
 end
@@ -93,17 +101,19 @@ end
 -- part: '' behind the others, ':front' before them (streams only grow at their end, so the head is a line of its own),
 -- SUSPECTS beside them.
 local function put_in_line(r, part)
+  anybody[r.model] = true
   r.entry = redis.call('XADD', k_line(r.model, r.priority, part), '*', 'id', r.id, 'cost', r.cost, 'at', now,
     'prompt', r.prompt or 0, 'strategy', r.strategy or '')
   redis.call('ZADD', k_sizes(r.model, r.priority, part), r.cost, r.entry)
   if part ~= SUSPECTS and not is_pull(r.strategy) then redis.call('ZADD', k_others(r.model), r.cost, other_of(r.priority, part, r.entry)) end
   r.state = 'queued'
   r.part = part
-  redis.call('HSET', k_request(r.id), 'state', 'queued', 'part', part, 'entry', r.entry, 'queued_at', now, 'meetings', r.meetings or '')
+  store(r, 'state', 'queued', 'attempt', r.attempt, 'part', part, 'entry', r.entry, 'queued_at', now, 'meetings', r.meetings or '')
   set_timer(r)
 end
 
 local function remove_entry(model, priority, part, entry)
+  anybody[model] = nil
   redis.call('XDEL', k_line(model, priority, part), entry)
   redis.call('ZREM', k_sizes(model, priority, part), entry)
   if part ~= SUSPECTS then redis.call('ZREM', k_others(model), other_of(priority, part, entry)) end

@@ -16,14 +16,19 @@ local function read_until(r)
   return latest
 end
 
+local touched = {} -- gateways, in this call
+at_start[#at_start + 1] = function() touched = {} end
+
 -- A gateway not heard of for a whole lease may have missed entries: it is told to attach anew.
 local function touch_gateway(gateway, beats)
+  if touched[gateway] then return end
+  touched[gateway] = true
   if not is_reading(gateway) then redis.call('XADD', k_feed(gateway), '*', 'cut', '1') beats = true end
-  redis.call('SET', k_gateway(gateway), now, 'PX', 2 * READER_LEASE_MS)
+  redis.call('SET', k_gateway(gateway), text(now), 'PX', text(2 * READER_LEASE_MS))
   if beats then redis.call('PEXPIRE', k_feed(gateway), 2 * READER_LEASE_MS) end
 end
 
-local feeds -- gateway -> entries in its feed; false: it does not read. As far as this call looked.
+local feeds = {} -- gateway -> entries in its feed; false: it does not read. As far as this call looked.
 at_start[#at_start + 1] = function() feeds = {} end
 
 local function tell_readers(r, kind, data)
@@ -39,7 +44,7 @@ local function tell_readers(r, kind, data)
         redis.call('XADD', feed, '*', 'cut', '1')
         length = 1
       end
-      redis.call('XADD', feed, '*', 'r', r.id, 's', r.seq, 'a', r.attempt, 'k', kind, 'd', data, 'h', r.chain)
+      redis.call('XADD', feed, '*', 'r', r.id, 's', text(r.seq), 'a', text(r.attempt), 'k', kind, 'd', data, 'h', r.chain)
       if length == 0 then redis.call('PEXPIRE', feed, 2 * READER_LEASE_MS) end
       feeds[gateway] = length + 1
     end
@@ -50,9 +55,9 @@ end
 local function log(r, kind, data)
   r.seq = r.seq + 1
   r.chain = string.sub(redis.sha1hex(r.chain .. data), 1, 16)
-  redis.call('XADD', k_output(r.id), r.seq .. '-' .. r.attempt, 'k', kind, 'd', data, 'h', r.chain)
+  redis.call('XADD', k_output(r.id), text(r.seq) .. '-' .. text(r.attempt), 'k', kind, 'd', data, 'h', r.chain)
   if r.seq == 1 then
-    redis.call('PEXPIRE', k_output(r.id), math.max(r.deadline - now, 0) + RETENTION_MS + ONE_DAY_MS)
+    redis.call('PEXPIRE', k_output(r.id), text(math.max(r.deadline - now, 0) + RETENTION_MS + ONE_DAY_MS))
   end
   tell_readers(r, kind, data)
 end

@@ -12,22 +12,25 @@ local function grant(r, w)
   if is_closed(w) then stirred[r.model] = true end
   w.used = w.used + r.cost
   w.held = w.held + 1
-  redis.call('HSET', k_held(w.id), r.id, r.cost)
+  later('HSET', k_held(w.id), r.id, text(r.cost))
   if r.prompt > 0 and w.tells_prefill then
     first = first or w.prefill == 0
     w.prefill = w.prefill + r.prompt
-    redis.call('HSET', k_prefill(w.id), r.id, r.prompt)
+    later('HSET', k_prefill(w.id), r.id, text(r.prompt))
   end
-  redis.call('SADD', k_leases(r.model), r.id)
+  later('SADD', k_leases(r.model), r.id)
   r.inbox = redis.call('XADD', k_inbox(w.id), '*',
-    'kind', 'grant', 'id', r.id, 'attempt', r.attempt, 'nonce', r.nonce, 'cost', r.cost)
+    'kind', 'grant', 'id', r.id, 'attempt', text(r.attempt), 'nonce', r.nonce, 'cost', text(r.cost))
   if first then
     -- It may have made them; after that the worker's beats keep them.
-    for _, key in ipairs({k_held(w.id), k_prefill(w.id), k_inbox(w.id)}) do redis.call('PEXPIRE', key, WORKER_TTL_MS) end
+    for _, key in ipairs({k_held(w.id), k_prefill(w.id), k_inbox(w.id)}) do
+      settle(key)
+      redis.call('PEXPIRE', key, WORKER_TTL_MS)
+    end
   end
   note_meeting(r, 'granted ' .. w.id .. ' ' .. (r.met or 'line'))
-  redis.call('HSET', k_request(r.id), 'state', 'granted', 'attempt', r.attempt, 'nonce', r.nonce, 'worker', w.id,
-    'lease', r.lease, 'inbox', r.inbox, 'granted_at', now, 'prefilling', r.prompt, 'meetings', r.meetings)
+  store(r, 'state', 'granted', 'attempt', text(r.attempt), 'nonce', r.nonce, 'worker', w.id,
+    'lease', text(r.lease), 'inbox', r.inbox, 'granted_at', text(now), 'prefilling', text(r.prompt), 'meetings', r.meetings)
   set_timer(r)
   remember_turn(r, w)
   if r.pinned and r.pinned ~= '' then lose_pin(r, w) end
@@ -62,6 +65,7 @@ local function find_place(r)
   if is_paused(r.model) then return nil end
   local other = nil
   for _, key in ipairs({k_parked(r.model), k_shut(r.model)}) do
+    settle_workers()
     for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do
       local w = read_worker(id)
       if is_open(w) and w.limit >= r.cost then
@@ -75,6 +79,7 @@ end
 
 -- Nothing has room for it, or all that have are closed to it: it waits, and says why.
 local function wait_in_line(r, part)
+  settle_workers()
   local most = redis.call('ZRANGE', k_rooms(r.model), 0, 0, 'REV', 'WITHSCORES')
   if is_paused(r.model) then
     note_meeting(r, 'waits paused')
@@ -219,6 +224,7 @@ local function meet_others(model)
   if not stirred[model] then return end
   stirred[model] = nil
   if not anybody_waits(model) or is_paused(model) then return end
+  settle_workers()
   for _, id in ipairs(redis.call('ZRANGE', k_parked(model), 0, CANDIDATES - 1)) do
     local w = read_worker(id)
     if is_open(w) and take_waiting(w) > 0 then
@@ -278,6 +284,7 @@ local function meet_all(model)
     while true do
       local page = redis.call('XRANGE', k_line(model, line[1], line[2]), after, '+', 'COUNT', 100)
       if #page == 0 then break end
+      settle_workers()
       local most = redis.call('ZRANGE', k_rooms(model), 0, 0, 'REV', 'WITHSCORES')
       local least = redis.call('ZRANGE', k_sizes(model, line[1], line[2]), 0, 0, 'WITHSCORES')
       if #most == 0 or #least == 0 or tonumber(least[2]) > tonumber(most[2]) then break end

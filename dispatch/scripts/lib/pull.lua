@@ -1,10 +1,14 @@
 -- A worker's parked pull: what it can hold, what it holds, and its place among the others.
 
+local workers = {} -- id -> as this call left it: whoever changes one says so by store_load, or writes it
+at_start[#at_start + 1] = function() workers = {} end
+
 local function read_worker(id)
+  if workers[id] then return workers[id] end
   local f = redis.call('HMGET', k_worker(id), 'model', 'limit', 'slots', 'weight', 'used', 'held', 'seen', 'accepting', 'barred', 'alone',
     'prefill_weight', 'prefill', 'pin', 'pin_cost', 'memory', 'utilisation', 'waiting', 'turns', 'last_granted')
   if not f[1] then return nil end
-  return {
+  local w = {
     id = id, model = f[1], limit = tonumber(f[2]), slots = tonumber(f[3]), weight = tonumber(f[4]),
     used = tonumber(f[5]), held = tonumber(f[6]), seen = tonumber(f[7]),
     open = f[8] == '1' and not f[9],
@@ -16,6 +20,8 @@ local function read_worker(id)
     memory = tonumber(f[15]) or 0, utilisation = tonumber(f[16]) or 0, waiting = tonumber(f[17]) or 0,
     turns = tonumber(f[18]) or 0, last_granted = tonumber(f[19]) or 0, -- by the round robins
   }
+  workers[id] = w
+  return w
 end
 
 -- A worker not seen lately is passed over, whatever it offered.
@@ -50,17 +56,61 @@ local function standing(w)
   return wait(w.prefill / speed) + decoding(w) + w.held * TYPICAL_PROMPT_TOKENS / speed
 end
 
-local function store_load(w) redis.call('HSET', k_worker(w.id), 'used', w.used, 'held', w.held, 'prefill', w.prefill) end
+local moved = {} -- id -> a worker whose load, or also its place among the parked, is written later
+local few = {} -- key -> who stands there, if fewer than CANDIDATES, until one comes or goes
+local closed_ones = {} -- model -> the first of its closed workers, until one comes or goes
+local stirred = {} -- models of which a closed worker opened, went, was looked at or took something: who waited for it may do better elsewhere
+at_start[#at_start + 1] = function() moved, few, closed_ones, stirred = {}, {}, {}, {} end
 
--- Models of which a closed worker opened, went, was looked at or took something: who waited for it may do better elsewhere now.
-local stirred
-at_start[#at_start + 1] = function() stirred = {} end
+local function store_load(w) moved[w.id] = w end
+
+-- The first there makes the key; after that the beats of those that stand there keep it.
+local function stand(key, score, id)
+  if redis.call('ZADD', key, score, id) == 1 then redis.call('PEXPIRE', key, WORKER_TTL_MS) end
+end
+
+-- Whoever reads parked, rooms or shut inside a call has this written first.
+local function settle_workers()
+  if not next(moved) then return end
+  for id, w in pairs(moved) do
+    redis.call('HSET', k_worker(id), 'used', w.used, 'held', w.held, 'prefill', w.prefill)
+    if w.parks then
+      w.parks = nil
+      stand(k_parked(w.model), standing(w), id)
+      stand(k_rooms(w.model), room(w), id)
+    end
+  end
+  moved = {}
+end
+at_end[#at_end + 1] = settle_workers
+
+-- The first that stand there, so many at most.
+local function first_of(key)
+  if few[key] then return few[key] end
+  settle_workers()
+  local page = redis.call('ZRANGE', key, 0, CANDIDATES - 1)
+  if #page < CANDIDATES then few[key] = page end
+  return page
+end
+
+local function is_among(key, id)
+  local page = first_of(key)
+  for _, each in ipairs(page) do
+    if each == id then return true end
+  end
+  return #page == CANDIDATES and redis.call('ZSCORE', key, id)
+end
 
 local function not_shut(model, id)
-  if redis.call('ZREM', k_shut(model), id) == 1 then stirred[model] = true end
+  local key = k_shut(model)
+  if not is_among(key, id) then return end
+  redis.call('ZREM', key, id)
+  stirred[model], closed_ones[model], few[key] = true, nil, nil
 end
 
 local function unpark(model, id)
+  if moved[id] then moved[id].parks = nil end
+  few[k_parked(model)] = nil
   redis.call('ZREM', k_parked(model), id)
   redis.call('ZREM', k_rooms(model), id)
   not_shut(model, id)
@@ -68,20 +118,23 @@ end
 
 local function park(w)
   if not (is_open(w) and room(w) > 0) then return unpark(w.model, w.id) end
-  local stands = k_parked(w.model)
+  local parked, shut = k_parked(w.model), k_shut(w.model)
+  moved[w.id] = w
   if is_closed(w) then
-    redis.call('ZREM', stands, w.id)
-    stands = k_shut(w.model)
+    w.parks, closed_ones[w.model], few[parked], few[shut] = nil, nil, nil, nil
+    redis.call('ZREM', parked, w.id)
+    stand(shut, standing(w), w.id)
+    stand(k_rooms(w.model), room(w), w.id)
+  else
+    w.parks = true
+    if few[parked] and not is_among(parked, w.id) then few[parked] = nil end
   end
-  -- The first there makes them; after that the beats of those that are parked keep them.
-  if redis.call('ZADD', stands, standing(w), w.id) == 1 then redis.call('PEXPIRE', stands, WORKER_TTL_MS) end
-  if redis.call('ZADD', k_rooms(w.model), room(w), w.id) == 1 then redis.call('PEXPIRE', k_rooms(w.model), WORKER_TTL_MS) end
 end
 
 -- The prompt of one that w holds is not waiting to be prefilled any more.
 local function prefilled(w, id)
-  local prompt = redis.call('HGET', k_prefill(w.id), id)
+  local prompt = field_now(k_prefill(w.id), id)
   if not prompt then return end
-  redis.call('HDEL', k_prefill(w.id), id)
+  later('HDEL', k_prefill(w.id), id)
   w.prefill = w.prefill - tonumber(prompt)
 end

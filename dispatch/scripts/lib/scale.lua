@@ -4,6 +4,9 @@ local K_LOG = '{scale}:log'
 local K_STATUS = '{scale}:status'
 local K_COUNTS = '{scale}:counts'
 
+local function share() end
+local function end_call() end
+
 local function start_call(leader)
   LEADER = leader
   K_ORDERS = '{scale}:orders:' .. string.sub(leader, #'{scale}:leader:' + 1)
