@@ -35,6 +35,9 @@ class End(msgspec.Struct, kw_only=True):
 
     state: str
     attempts: int = 0
+    worker: str = ""
+    at: tuple[int, int, int, int] | None = None
+    """When it was created, begun, gave its first output and ended (ms); None: an older release wrote it."""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     error: dict[str, Any] | None = None

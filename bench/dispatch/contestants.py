@@ -32,9 +32,9 @@ def _http(s: Stand, port: str, path: str, body: dict[str, object], *headers: str
     return s.client(sys.executable, "-m", "bench.dispatch.calling", url, json.dumps(body), *headers)
 
 
-def floor(s: Stand) -> Client:
-    s.role(sys.executable, "-m", "bench.dispatch.floor", "worker", s.redis_url)
-    return s.client(sys.executable, "-m", "bench.dispatch.floor", "client", s.redis_url)
+def floor(s: Stand, *how: str) -> Client:
+    s.role(sys.executable, "-m", "bench.dispatch.floor", "worker", s.redis_url, *how)
+    return s.client(sys.executable, "-m", "bench.dispatch.floor", "client", s.redis_url, *how)
 
 
 def direct(s: Stand) -> Client:

@@ -1,6 +1,7 @@
 """The raw floor: XADD, XREADGROUP and a reply's XADD, XREAD; no lease, no fence, no log. What no dispatcher on streams undercuts.
 
-`python -m bench.dispatch.floor worker|client URL`. Both sides pipeline what gathers, by the client library as it is.
+`python -m bench.dispatch.floor worker|client URL [plain]`. Both sides pipeline what gathers, by the client library as it is. With
+`plain` each command goes alone, over the client library's pool, as a program sends it that does not gather.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from dispatch.redis_client import connect
 _BODY = b"w" * 400
 
 
-async def work(url: str) -> None:
+async def work(url: str, plain: bool) -> None:
     redis = connect(url)
     try:
         await redis.xgroup_create("floor:queue", "workers", id="0", mkstream=True)
@@ -25,15 +26,27 @@ async def work(url: str) -> None:
             raise
     while True:
         found = await redis.xreadgroup("workers", "w-1", {"floor:queue": ">"}, count=100, block=2000, noack=True)
+        replies = [
+            ("XADD", "floor:replies", "MAXLEN", "~", "10000", "*", "id", fields[b"id"], "d", b"done")
+            for _, entries in found or ()
+            for _, fields in entries
+        ]
+        if plain:
+            await asyncio.gather(*(redis.execute_command(*reply) for reply in replies))
+            continue
         pipe = redis.pipeline(transaction=False)
-        for _, entries in found or ():
-            for _, fields in entries:
-                pipe.execute_command("XADD", "floor:replies", "MAXLEN", "~", "10000", "*", "id", fields[b"id"], "d", b"done")
+        for reply in replies:
+            pipe.execute_command(*reply)
         await pipe.execute()
 
 
+def _asking(name: bytes) -> tuple[str | bytes, ...]:
+    return ("XADD", "floor:queue", "MAXLEN", "~", "10000", "*", "id", name, "d", _BODY)
+
+
 class Client:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, plain: bool) -> None:
+        self._plain = plain
         self._writing, self._reading = connect(url), connect(url)
         self._asked: list[bytes] = []
         self._fresh = asyncio.Event()
@@ -52,8 +65,11 @@ class Client:
     async def call(self) -> None:
         name = b"%d" % next(self._ids)
         end = self._ends[name] = asyncio.get_running_loop().create_future()
-        self._asked.append(name)
-        self._fresh.set()
+        if self._plain:
+            await self._writing.execute_command(*_asking(name))
+        else:
+            self._asked.append(name)
+            self._fresh.set()
         await end
 
     async def write(self) -> None:
@@ -63,12 +79,12 @@ class Client:
             asked, self._asked = self._asked, []
             pipe = self._writing.pipeline(transaction=False)
             for name in asked:
-                pipe.execute_command("XADD", "floor:queue", "MAXLEN", "~", "10000", "*", "id", name, "d", _BODY)
+                pipe.execute_command(*_asking(name))
             await pipe.execute()
 
 
-async def _client(url: str) -> None:
-    client = Client(url)
+async def _client(url: str, plain: bool) -> None:
+    client = Client(url, plain)
     tasks = [asyncio.create_task(client.read()), asyncio.create_task(client.write())]
     await asyncio.sleep(0.2)
     await serve_rounds(client.call)
@@ -77,4 +93,5 @@ async def _client(url: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(work(sys.argv[2]) if sys.argv[1] == "worker" else _client(sys.argv[2]))
+    role, url, *how = sys.argv[1:]
+    uvloop.run((work if role == "worker" else _client)(url, how == ["plain"]))

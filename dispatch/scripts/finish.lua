@@ -6,7 +6,7 @@
 -- returns status: ok | dup | gap | fenced
 -- Not all of it: what a finish does not ask for is half of the record.
 local r = read_some(id, {'model', 'state', 'attempt', 'seq', 'chain', 'readers', 'deadline', 'nonce', 'worker', 'prefilling', 'first_output_at',
-  'tenant', 'created', 'webhook', 'webhook_events', 'dead', 'ended_at'})
+  'tenant', 'created', 'begun_at', 'webhook', 'webhook_events', 'dead', 'ended_at'})
 local finished = r and (r.state == 'completed' or r.state == 'failed') and r.dead ~= '1'
 if finished and r.nonce == nonce and r.attempt == tonumber(attempt) then
   redis.call('HSET', k_request(id), 'ended_at', r.ended_at)

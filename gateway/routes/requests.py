@@ -24,7 +24,7 @@ from gateway.queries import LARGEST_PAGE, MAX_WAIT_S, PAGE, moment_ms, number, p
 from gateway.reading import Over, expired, not_found
 from gateway.shapes import accepted_document, as_json, etag_of, is_ended, request_document, result_document, story_headers
 from gateway.sse import count_over, streamed
-from gateway.submitting import kept_input, owned_record, read_log, read_to_end, renewed, submit, submit_read
+from gateway.submitting import kept_input, owned_record, read_end, read_log, read_to_end, renewed, submit, submit_read
 from gateway.webhooks import asked_webhook
 
 router = APIRouter(prefix="/v1/requests", dependencies=[Depends(authenticated), Depends(store_present)])
@@ -70,9 +70,10 @@ async def post(http_request: Request, tenant: str) -> Response:
         if reader.ended and not _has_ended(entries):
             raise expired(done.id)
         applied = {"preference-applied": f"wait={wait_s}", **_replayed(done)}
-        record = await _record_of_an_end(gateway, done.id, tenant) if _has_ended(entries) else None
-        if record is not None:
-            return _result(record, entries, applied)
+        if _has_ended(entries):
+            record = _told_by_its_end(gateway, admitted.new, done, entries) or await _record_of_an_end(gateway, done.id, tenant)
+            if record is not None:
+                return _result(record, entries, applied)
         return accepted(admitted.new, done, applied)
     finally:
         count_over(gateway, reader, reader.over)
@@ -200,6 +201,15 @@ async def retry(http_request: Request, request_id: str, tenant: Tenant) -> Respo
 
 def _has_ended(entries: list[LogEntry]) -> bool:
     return bool(entries) and entries[-1].kind is EntryKind.END
+
+
+def _told_by_its_end(gateway: Gateway, new: NewRequest, done: Enqueued, entries: list[LogEntry]) -> Ending | None:
+    """What the end's entry says of it, which its own submitter knows the rest of."""
+    end = read_end(entries[-1])
+    # Where replicas are waited for, nothing less than a record they agree on.
+    if end.at is None or gateway.queue.replicated or done.status is EnqueueStatus.REPLAY:
+        return None
+    return Ending(done.id, new.model, new.kind, RequestState(end.state), end.attempts, end.worker, new.retry_of, *end.at)
 
 
 async def _record_of_an_end(gateway: Gateway, request_id: str, tenant: str) -> RequestRecord | Ending | None:

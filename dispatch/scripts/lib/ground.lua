@@ -59,6 +59,7 @@ local function read_request(id)
   for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
   if not (r.model and r.state and r.chain) then return nil end
   for _, field in ipairs(NUMBERS) do r[field] = tonumber(r[field]) or 0 end
+  r.session = r.session or ''
   return r
 end
 

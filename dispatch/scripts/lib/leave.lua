@@ -82,7 +82,9 @@ end
 -- THE ending. detail: a JSON object. keep_ms: how long what is left is kept. Returns the worker whose room grew, or nil.
 local function end_request(r, state, detail, keep_ms)
   local w = leave_place(r)
-  local head = '{"state":"' .. state .. '","attempts":' .. r.attempt
+  -- All that an answer tells beside the output: who waits for it need not ask for the record.
+  local head = '{"state":"' .. state .. '","attempts":' .. text(r.attempt) .. ',"worker":' .. cjson.encode(r.worker or '') .. ',"at":['
+    .. text(r.created) .. ',' .. text(r.begun_at) .. ',' .. text(r.first_output_at) .. ',' .. text(now) .. ']'
   log(r, 'end', head .. (#detail > 2 and ',' .. string.sub(detail, 2) or '}'))
   redis.call('HSET', k_request(r.id), 'state', state, 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', text(r.first_output_at),
     'ended_at', text(now))
