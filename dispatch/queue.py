@@ -4,6 +4,7 @@ Every write may be repeated after a lost reply. Never here: what to do about an 
 looking without changing anything (looking.py).
 """
 
+import random
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -274,9 +275,12 @@ class Queue(Looking):
         return cancelled
 
 
+_salts = random.Random(secrets.randbits(128))
+
+
 def _salt() -> str:
-    """Redis's own random numbers repeat in every script; nonces and jitter need better."""
-    return secrets.token_hex(8)
+    """Redis's own random numbers repeat in every script; nonces and jitter need better. No secret: a nonce tells grants apart."""
+    return f"{_salts.getrandbits(64):016x}"
 
 
 def _feed_entry(fields: Mapping[bytes, bytes]) -> m.LogEntry | None:

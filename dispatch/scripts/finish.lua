@@ -14,6 +14,7 @@ if finished and r.nonce == nonce and r.attempt == tonumber(attempt) then
 end
 if fenced(r, attempt, nonce) or r.state ~= 'running' then return 'fenced' end
 if tonumber(seq) ~= r.seq + 1 then return 'gap' end
+r.is_ending = true
 if last ~= '' then
   log(r, 'chunk', last)
   if r.first_output_at == 0 then r.first_output_at = now end

@@ -46,7 +46,7 @@ BUGS = (
     Bug("finish takes a gap", walks.whole_life, "finish.lua", "if tonumber(seq) ~= r.seq + 1 then return 'gap' end"),
     Bug("the chain is not chained", walks.whole_life, LOG, "redis.sha1hex(r.chain .. data)", "redis.sha1hex(data)"),
     Bug("no end entry", walks.whole_life, LEAVE, "log(r, 'end', head .. (#detail > 2 and ',' .. string.sub(detail, 2) or '}'))"),
-    Bug("no TTL on the output", walks.whole_life, LOG, "if r.seq == 1 then", "if false then"),
+    Bug("no TTL on the output", walks.whole_life, LOG, "if r.seq == 1 and not r.is_ending then", "if false then"),
     Bug("the feed is not told", walks.whole_life, LOG, "  tell_readers(r, kind, data)\nend", "end"),
     Bug("a full feed is cut in silence", walks.slow_gateway, LOG, "        redis.call('XADD', feed, '*', 'cut', '1')\n"),
     Bug(

@@ -56,7 +56,7 @@ local function log(r, kind, data)
   r.seq = r.seq + 1
   r.chain = string.sub(redis.sha1hex(r.chain .. data), 1, 16)
   redis.call('XADD', k_output(r.id), text(r.seq) .. '-' .. text(r.attempt), 'k', kind, 'd', data, 'h', r.chain)
-  if r.seq == 1 then
+  if r.seq == 1 and not r.is_ending then -- an ending says itself how long its output is kept
     redis.call('PEXPIRE', k_output(r.id), text(math.max(r.deadline - now, 0) + RETENTION_MS + ONE_DAY_MS))
   end
   tell_readers(r, kind, data)
