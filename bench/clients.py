@@ -15,6 +15,7 @@ import hiredis
 from bench.wire import Wire
 from dispatch import keys
 from dispatch import messages as m
+from dispatch.batching import Asked, together
 from dispatch.queue import Queue
 from dispatch.redis_client import BLOCK_MS, connect
 from dispatch.reports import Heartbeat, RoomStatus
@@ -33,12 +34,21 @@ class Recorded:
     """Stands where a wire would, and keeps the bytes of what is said."""
 
     def __init__(self, reply: Any) -> None:
-        self.packed = b""
+        self._asked: list[Asked] = []
         self._reply = reply
 
     async def execute(self, *command: Any) -> Any:
-        self.packed += hiredis.pack_command(command)
+        self._asked.append((command, None, asyncio.get_running_loop().create_future()))
         return self._reply
+
+    async def join(self, own: tuple[Any, ...], *command: Any) -> Any:
+        self._asked.append((command, own, asyncio.get_running_loop().create_future()))
+        return self._reply
+
+    @property
+    def packed(self) -> list[bytes]:
+        """The commands, those joined that a batch joins."""
+        return [hiredis.pack_command(tuple(call.words)) for call in together(self._asked)]
 
 
 def queue_on(wire: Any, scripts: Mapping[str, Script]) -> Queue:
@@ -80,7 +90,7 @@ class ParkedWorker:
             ("ZADD", keys.WORKERS, int(time.time() * 1000), self._id),
             ("GET", keys.model_card("demo")),
         )
-        self._beat = b"".join(hiredis.pack_command(c) for c in beat) + renewing.packed + parking.packed
+        self._beat = b"".join(hiredis.pack_command(c) for c in beat) + b"".join([*renewing.packed, *parking.packed])
 
     def start(self, phase_s: float) -> None:
         """Beat from now on, `phase_s` after the second."""

@@ -50,6 +50,13 @@ class Wire(asyncio.Protocol):
         self._transport.write(hiredis.pack_command(command))
         return await future
 
+    async def join(self, own: tuple[Any, ...], *command: Any) -> Any:
+        """The reply to one command that takes several of these words: here it goes alone."""
+        (reply,) = await self.execute(*command, *own)
+        if isinstance(reply, hiredis.HiredisError):
+            raise reply
+        return reply
+
     def say(self, packed: bytes, commands: int) -> None:
         """Commands whose replies nobody needs (an error still ends the process)."""
         self._waiting.extend([None] * commands)

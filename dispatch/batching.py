@@ -23,11 +23,11 @@ _WRITE = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], '1', 'PX', AR
 """Also at the memory limit, where a plain SET is refused: without a write of its own a WAIT would wait for nothing."""
 
 
-_Asked = tuple[tuple[Any, ...], tuple[Any, ...] | None, asyncio.Future[Any]]
+Asked = tuple[tuple[Any, ...], tuple[Any, ...] | None, asyncio.Future[Any]]
 """A command, its own words if it may be joined, and who waits for the reply."""
 
 
-class _Call:
+class Call:
     """One command on the wire, for one or several."""
 
     __slots__ = ("futures", "joined", "words")
@@ -48,14 +48,14 @@ class _Call:
                 future.set_result(each)
 
 
-def _together(batch: Sequence[_Asked]) -> list[_Call]:
+def together(batch: Sequence[Asked]) -> list[Call]:
     """Who asks waits for the reply before it asks again: all of a batch are asked at once, and may be done in any order."""
-    calls: list[_Call] = []
-    open_calls: dict[tuple[Any, ...], _Call] = {}
+    calls: list[Call] = []
+    open_calls: dict[tuple[Any, ...], Call] = {}
     for command, own, future in batch:
         call = None if own is None else open_calls.get(command)
         if call is None or len(call.futures) >= _JOINED:
-            call = _Call(command, own is not None)
+            call = Call(command, own is not None)
             calls.append(call)
             if own is not None:
                 open_calls[command] = call
@@ -79,7 +79,7 @@ class Batched:
         self._wait_replica_ms = wait_replica_ms
         self._wait_key = wait_key
         self._replicas = Replicas()
-        self._waiting: deque[_Asked] = deque()
+        self._waiting: deque[Asked] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
         self._running = 0
 
@@ -112,8 +112,8 @@ class Batched:
             self._running -= 1
             await wire.release()
 
-    async def _round_trip(self, wire: Wire, batch: list[_Asked]) -> None:
-        calls = _together(batch)
+    async def _round_trip(self, wire: Wire, batch: list[Asked]) -> None:
+        calls = together(batch)
         try:
             commands = [call.words for call in calls]
             replies = await (self._replicated(commands) if self._wait_replica_ms else wire.exchange(commands))

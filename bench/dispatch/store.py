@@ -83,20 +83,20 @@ class Bench:
         self._feed, _ = await self._queue.read_feed("g", self._feed, block_ms=1)
         await self._queue.trim_feed("g", self._feed)
 
-    async def commands(self, chunks: int) -> tuple[float, float, float]:
-        """A request of one chunk: how many scripts, and commands with theirs; and commands of each further chunk."""
+    async def commands(self, chunks: int, at_once: int) -> tuple[float, float, float]:
+        """A request of one chunk: how many calls of scripts, and commands with theirs; and commands of each further chunk."""
 
         async def counted(count: int) -> tuple[float, float]:
             await self._redis.config_resetstat()
-            await self._whole(count, _AT_ONCE)
+            await self._whole(count, at_once)
             stats = await self._redis.info("commandstats")
             own = ("cmdstat_info", "cmdstat_config|resetstat")
             calls = {name: float(row["calls"]) for name, row in stats.items() if name not in own}
             fcalls = calls.pop("cmdstat_fcall")
-            return fcalls / _AT_ONCE, sum(calls.values()) / _AT_ONCE
+            return fcalls / at_once, sum(calls.values()) / at_once
 
         await self._fresh()
-        await self._whole(1, _AT_ONCE)  # loads the functions
+        await self._whole(1, at_once)  # loads the functions
         (fcalls, short), (_, long) = await counted(1), await counted(chunks)
         return fcalls, short, (long - short) / (chunks - 1)
 
@@ -133,9 +133,8 @@ async def _measure(url: str, args: argparse.Namespace) -> AsyncIterator[str]:
     for at_once in (1, _AT_ONCE):
         cpu_us = await bench.with_chunks(args.chunks, at_once)
         yield f"{args.chunks} chunks, {at_once} at once: {cpu_us:.0f} us of CPU a request"
-    fcalls, short, each = await bench.commands(args.chunks)
-    yield f"a request with one chunk: {fcalls:.1f} scripts, {short:.1f} commands in all"
-    yield f"each further chunk: 1 script, {each:.1f} commands"
+        fcalls, short, each = await bench.commands(args.chunks, at_once)
+        yield f"one chunk, {at_once} at once: {fcalls:.2f} calls, {short:.1f} commands a request; each further chunk {each:.1f}"
     held = await bench.memory(5_000, args.chunks)
     beyond = held["waiting"] - held["input"]
     yield f"a waiting request: {held['waiting']:.0f} bytes, {held['input']:.0f} of them its input's key: {beyond:.0f} beyond it"

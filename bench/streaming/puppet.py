@@ -63,7 +63,8 @@ class Puppet:
             data = b'{"text":" and on @%d@%s","tokens":[5,6]}' % (time.monotonic_ns(), text)
             with contextlib.suppress(StopIteration):  # nothing is awaited: it is over at once
                 queue.append(self.grants[turn], self.seqs[turn], data).send(None)
-        self._wire.say(recorded.packed, len(turns))
+        packed = recorded.packed
+        self._wire.say(b"".join(packed), len(packed))
 
     async def _beats(self, fleet: Fleet) -> None:
         while True:
