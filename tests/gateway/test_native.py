@@ -57,10 +57,15 @@ async def test_a_wait_whose_result_cannot_be_read_any_more_answers_202_and_where
         looks += 1
         raise RedisConnectionError("Connection refused")
 
+    headers = {"Prefer": "wait=10", "Idempotency-Key": "twice"}
     monkeypatch.setattr(gateway.gateway.queue, "ending", away)
-    answer = await gateway.client.post("/v1/requests", json=CHAT, headers={"Prefer": "wait=10"})
+    first = await gateway.client.post("/v1/requests", json=CHAT, headers=headers)
+    assert first.status_code == 200 and not looks, "its end says all that is told of it"
+    answer = await gateway.client.post("/v1/requests", json=CHAT, headers=headers)
     monkeypatch.undo()
     assert looks and answer.status_code == 202, answer.text
+    kept = await gateway.client.get(f"/v1/requests/{first.json()['id']}/result")
+    assert kept.json() == first.json(), "what its end says is what its record says"
     request = answer.json()["id"]
     assert answer.headers["location"] == f"/v1/requests/{request}"
     assert (await ended(gateway, request))["status"] == "completed"
