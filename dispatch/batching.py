@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from dispatch.faults import NotReplicated
 from dispatch.replicas import Replicas
 from dispatch.wire import Wire
@@ -33,12 +35,16 @@ class Call:
     __slots__ = ("futures", "joined", "words")
 
     def __init__(self, command: tuple[Any, ...], joined: bool) -> None:
-        self.words: Any = list(command)
+        self.words: list[Any] = list(command)
         self.joined = joined
         self.futures: list[asyncio.Future[Any]] = []
 
     def answer(self, reply: Any) -> None:
         replies = reply if self.joined and not isinstance(reply, Exception) else [reply] * len(self.futures)
+        if not isinstance(replies, list) or len(replies) != len(self.futures):
+            replies = [ResponseError(f"No reply for each of {len(self.futures)} joined requests: {self.words[1]}")] * len(
+                self.futures
+            )
         for future, each in zip(self.futures, replies, strict=True):
             if future.done():
                 continue
@@ -63,6 +69,13 @@ def together(batch: Sequence[Asked]) -> list[Call]:
             call.words += own
         call.futures.append(future)
     return calls
+
+
+def _missed(reply: Any, missing: Exception) -> Any:
+    """`missing`, but an error stays what it is; of a joined call each for itself."""
+    if isinstance(reply, list) and any(isinstance(each, Exception) for each in reply):
+        return [_missed(each, missing) for each in reply]
+    return reply if isinstance(reply, Exception) else missing
 
 
 class Batched:
@@ -115,7 +128,7 @@ class Batched:
     async def _round_trip(self, wire: Wire, batch: list[Asked]) -> None:
         calls = together(batch)
         try:
-            commands = [call.words for call in calls]
+            commands = [tuple(call.words) for call in calls]
             replies = await (self._replicated(commands) if self._wait_replica_ms else wire.exchange(commands))
         except asyncio.CancelledError:
             for _, _, future in batch:
@@ -135,7 +148,7 @@ class Batched:
         self._wait_behind(pipe, asked)
         *replies, written, acknowledged, info = await pipe.execute(raise_on_error=False)
         missing = await self._missing(asked, written, acknowledged, info)
-        return replies if missing is None else [each if isinstance(each, Exception) else missing for each in replies]
+        return replies if missing is None else [_missed(each, missing) for each in replies]
 
     def _wait_behind(self, pipe: Any, replicas: int) -> None:
         """A write, the wait until so many replicas have it, and who they are."""

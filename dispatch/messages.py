@@ -231,8 +231,8 @@ class LogEntry:
     A note tells that a later attempt goes on from here: `{"attempt": int, "worker": str}`.
 
     A chunk's data: `{"text": str, "tokens": [int, ...]}` or `{"output": any}`. An end's data:
-    `{"state": ending, "attempts": int, "worker": str, "at": [created, begun, first output, ended], "finish_reason"?: str,
-    "usage"?: {...}, "error"?: {"code", "message"}}`; moments in ms, 0: it did not come to that.
+    `{"finish_reason"?: str, "usage"?: {...}, "error"?: {"code", "message"}, "state": ending, "attempts": int, "worker": str,
+    "created_at_ms", "begun_at_ms", "first_output_at_ms", "ended_at_ms": int}`; 0: it did not come to that.
     """
 
     request: str

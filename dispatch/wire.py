@@ -24,7 +24,7 @@ class Wire:
 
     async def exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The replies in order, an error reply as the exception it is. Raises what the client raises for a broken round trip."""
-        packed = b"".join([hiredis.pack_command(tuple(command)) for command in commands])
+        packed = b"".join([hiredis.pack_command(command) for command in commands])
         if self._connection is None:
             self._connection = await self._client.connection_pool.get_connection()
         try:

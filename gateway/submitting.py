@@ -36,8 +36,11 @@ class End(msgspec.Struct, kw_only=True):
     state: str
     attempts: int = 0
     worker: str = ""
-    at: tuple[int, int, int, int] | None = None
-    """When it was created, begun, gave its first output and ended (ms); None: an older release wrote it."""
+    created_at_ms: int = 0
+    begun_at_ms: int = 0
+    first_output_at_ms: int = 0
+    ended_at_ms: int = 0
+    """0: an older release wrote it, which told no moments."""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     error: dict[str, Any] | None = None

@@ -151,8 +151,14 @@ def _run_once(args: tuple[str, ...], takes_rest: bool) -> list[str]:
     if takes_rest:
         lines.append(f"local rest = {{}} for i = {len(args) + 1}, #ARGV do rest[#rest + 1] = ARGV[i] end")
         given.append("rest")
-    lines += ["share()", "start_call(KEYS[1])", f"local done, reply = pcall({', '.join(['one', *given])})", "end_call()"]
-    return [*lines, "if not done then error(reply, 0) end", "return reply", "end"]
+    lines += ["share(true)", "start_call(KEYS[1])", f"local done, reply = pcall({', '.join(['one', *given])})", "end_call()"]
+    return [
+        *lines,
+        "if not done then error(reply, 0) end",
+        "if failures[1] then error(failures[1], 0) end",
+        "return reply",
+        "end",
+    ]
 
 
 def _run_each(each: tuple[str, ...]) -> list[str]:
@@ -161,16 +167,18 @@ def _run_each(each: tuple[str, ...]) -> list[str]:
     return [
         "local function run(KEYS, ARGV)",
         "now = ARGV[1]",
-        f"if #ARGV > {len(each) + 1} then share() end",
+        f"share(#ARGV > {len(each) + 1})",
         "start_call(KEYS[1])",
         "local replies = {}",
         f"for at = 2, #ARGV, {len(each)} do",
+        f"turn = (at - 2) / {len(each)} + 1",
         "salt = ARGV[at]" if salted else "",
         f"local done, reply = pcall(one, unpack(ARGV, at + {int(salted)}, at + {len(each) - 1}))",
-        "if not done and type(reply) ~= 'table' then reply = {err = tostring(reply)} end",
-        "replies[#replies + 1] = reply",
+        "if reply == nil or not done and type(reply) ~= 'table' then reply = {err = 'ERR ' .. tostring(reply)} end",
+        "replies[turn] = reply",
         "end",
         "end_call()",
+        "for failed, why in pairs(failures) do replies[failed] = why end",
         "return replies",
         "end",
     ]

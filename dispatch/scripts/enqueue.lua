@@ -37,7 +37,6 @@ if not w then
   if waiting >= MAX_BACKLOG then return {'full', id, 'queued', waiting, waiting} end
 end
 
--- What an append reads stands first: a small hash is searched from its beginning.
 local at = text(now)
 r.unstored = {'seq', '0', 'chain', chain, 'readers', reader,
   'deadline', text(r.deadline), 'on_disconnect', on_disconnect, 'reader_look', text(r.reader_look), 'v', '1', 'model', model,
@@ -49,16 +48,15 @@ for field, value in pairs({retry_of = retry_of, session = session, webhook = web
     table.insert(r.unstored, value)
   end
 end
+if w then grant(r, w) else wait_in_line(r, '') end
 local ttl = span + RETENTION_MS + ONE_DAY_MS
+redis.call('PEXPIRE', k_request(id), text(ttl))
 redis.call('SET', k_input(id), input, 'PX', text(ttl))
 later('ZADD', K_REQUESTS, at, id)
 later('ZADD', K_EXPIRIES, text(now + ttl), id)
 if idempotency ~= '' then redis.call('SET', k_idempotency, id .. ' ' .. body_hash, 'PX', IDEMPOTENCY_MS) end
 if reader ~= '' then touch_gateway(reader) end
 count(model, 'enqueued')
-
-if w then grant(r, w) else wait_in_line(r, '') end
-redis.call('PEXPIRE', k_request(id), text(ttl))
 if w then
   store_load(w)
   park(w)

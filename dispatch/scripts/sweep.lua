@@ -71,6 +71,8 @@ for _, id in ipairs(redis.call('ZRANGE', TIMERS, '-inf', now, 'BYSCORE', 'LIMIT'
 end
 
 -- The list of requests forgets what is no longer kept.
+settle(K_REQUESTS)
+settle(K_EXPIRIES)
 local forgotten = redis.call('ZRANGE', K_EXPIRIES, '-inf', now, 'BYSCORE', 'LIMIT', 0, 1000)
 if #forgotten > 0 then
   redis.call('ZREM', K_REQUESTS, unpack(forgotten))

@@ -207,9 +207,12 @@ def _told_by_its_end(gateway: Gateway, new: NewRequest, done: Enqueued, entries:
     """What the end's entry says of it, which its own submitter knows the rest of."""
     end = read_end(entries[-1])
     # Where replicas are waited for, nothing less than a record they agree on.
-    if end.at is None or gateway.queue.replicated or done.status is EnqueueStatus.REPLAY:
+    if not end.ended_at_ms or gateway.queue.replicated or done.status is EnqueueStatus.REPLAY:
         return None
-    return Ending(done.id, new.model, new.kind, RequestState(end.state), end.attempts, end.worker, new.retry_of, *end.at)
+    return Ending(
+        done.id, new.model, new.kind, RequestState(end.state), end.attempts, end.worker, new.retry_of, end.created_at_ms,
+        end.begun_at_ms, end.first_output_at_ms, end.ended_at_ms,
+    )  # fmt: skip
 
 
 async def _record_of_an_end(gateway: Gateway, request_id: str, tenant: str) -> RequestRecord | Ending | None:

@@ -77,7 +77,7 @@ end
 local seen = {} -- workers, in this call
 at_start[#at_start + 1] = function() seen = {} end
 
--- A worker was heard of.
+-- A worker was heard of. Not for scripts that read workers: what these know of one is written past.
 local function see(worker)
   if seen[worker] then return end
   seen[worker] = true

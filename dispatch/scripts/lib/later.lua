@@ -1,46 +1,62 @@
--- Writes that the requests of one call share: they are done at its end, or sooner where somebody reads their key; of a key all in
--- one. A call for one request has nothing to share: it writes at once.
+-- Writes that the steps of one call share: they are done at its end, or sooner where somebody reads their key; of a key all in one.
+-- A call for one request of those that take several has nothing to share: it writes at once.
 local MOST_WORDS = 1000 -- of one command: some thousands are too many for unpack
 
 -- What stands above the functions outlives a call: what a call changes there begins anew with each.
 local at_start, at_end = {}, {}
 
-local pending -- key -> the command that is to be done: its words. nil: at once
-local totals -- key -> field -> what it grows by
+local pending -- key -> the command that is to be done: its words, and by whom they are. nil: at once
+local totals -- key -> field -> what it grows by, and by whom
 local gone -- keys
+local turn = 1 -- which of the call's requests is being done
+local failures -- turn -> why a write of it failed; each counts for those alone whose write it was
 
-local function share()
-  pending, totals, gone = {}, {}, {}
+local function share(several)
+  pending, totals, gone, turn, failures = several and {} or nil, {}, {}, 1, {}
+end
+
+-- A write for several: it does not raise, for whoever happens to do it need not be of them.
+local function write_for(by, ...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err then
+    for each in pairs(by) do failures[each] = failures[each] or reply end
+  end
+  return reply
 end
 
 local function settle(key)
   local words = pending and pending[key]
   if not words then return end
   pending[key] = nil
-  redis.call(unpack(words))
+  write_for(words.by, unpack(words))
 end
 
 -- `command` changes `key` by one word or two. What another command is to do there is done before.
 local function later(command, key, one, two)
-  if not pending then return two and redis.call(command, key, one, two) or redis.call(command, key, one) end
+  if not pending then
+    if two then redis.call(command, key, one, two) else redis.call(command, key, one) end
+    return
+  end
   local words = pending[key]
   if not words or words[1] ~= command or #words > MOST_WORDS then
     settle(key)
-    words = {command, key}
+    words = {command, key, by = {}}
     pending[key] = words
   end
+  words.by[turn] = true
   words[#words + 1] = one
   words[#words + 1] = two
 end
 
 local function sum_later(key, field, by)
   if not pending then return redis.call('HINCRBY', key, field, by) end
-  local sums = totals[key]
-  if not sums then
-    sums = {}
-    totals[key] = sums
+  local total = totals[key]
+  if not total then
+    total = {by = {}, sums = {}}
+    totals[key] = total
   end
-  sums[field] = (sums[field] or 0) + by
+  total.by[turn] = true
+  total.sums[field] = (total.sums[field] or 0) + by
 end
 
 local function delete_later(key)
@@ -61,24 +77,14 @@ end
 
 -- What a call leaves is written even where a step of it, or another such write, failed.
 local function end_call()
-  local failed
-  for _, write in ipairs(at_end) do
-    local done, why = pcall(write)
-    if not done then failed = failed or why end
+  for _, write in ipairs(at_end) do write() end
+  if not pending then return end
+  for key in pairs(pending) do settle(key) end
+  for key, total in pairs(totals) do
+    for field, by in pairs(total.sums) do write_for(total.by, 'HINCRBY', key, field, by) end
   end
-  if pending then
-    local function try(...)
-      local reply = redis.pcall(...)
-      if type(reply) == 'table' and reply.err then failed = failed or reply end
-    end
-    for _, words in pairs(pending) do try(unpack(words)) end
-    for key, sums in pairs(totals) do
-      for field, by in pairs(sums) do try('HINCRBY', key, field, by) end
-    end
-    for i = 1, #gone, MOST_WORDS do try('DEL', unpack(gone, i, math.min(i + MOST_WORDS - 1, #gone))) end
-    pending = nil
-  end
-  if failed then error(failed, 0) end
+  for i = 1, #gone, MOST_WORDS do write_for({}, 'DEL', unpack(gone, i, math.min(i + MOST_WORDS - 1, #gone))) end
+  pending = nil
 end
 
 local SMALL = {[0] = '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'}

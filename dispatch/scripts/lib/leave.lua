@@ -82,10 +82,11 @@ end
 -- THE ending. detail: a JSON object. keep_ms: how long what is left is kept. Returns the worker whose room grew, or nil.
 local function end_request(r, state, detail, keep_ms)
   local w = leave_place(r)
-  -- All that an answer tells beside the output: who waits for it need not ask for the record.
-  local head = '{"state":"' .. state .. '","attempts":' .. text(r.attempt) .. ',"worker":' .. cjson.encode(r.worker or '') .. ',"at":['
-    .. text(r.created) .. ',' .. text(r.begun_at) .. ',' .. text(r.first_output_at) .. ',' .. text(now) .. ']'
-  log(r, 'end', head .. (#detail > 2 and ',' .. string.sub(detail, 2) or '}'))
+  -- All that an answer tells beside the output: who waits for it need not ask for the record. Behind the detail, so that it holds.
+  local told = (#detail > 2 and string.sub(detail, 1, -2) .. ',' or '{') .. '"state":"' .. state .. '","attempts":' .. text(r.attempt)
+    .. ',"worker":' .. cjson.encode(r.worker or '') .. ',"created_at_ms":' .. text(r.created) .. ',"begun_at_ms":' .. text(r.begun_at)
+    .. ',"first_output_at_ms":' .. text(r.first_output_at) .. ',"ended_at_ms":' .. text(now) .. '}'
+  log(r, 'end', told)
   redis.call('HSET', k_request(r.id), 'state', state, 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', text(r.first_output_at),
     'ended_at', text(now))
   drop_timer(r.id)

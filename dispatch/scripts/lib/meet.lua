@@ -10,6 +10,7 @@ local function grant(r, w)
   r.lease = now + GRANT_MS
   local first = w.held == 0
   if is_closed(w) then stirred[r.model] = true end
+  w.parks = nil -- until the caller parks it with the room that is left
   w.used = w.used + r.cost
   w.held = w.held + 1
   later('HSET', k_held(w.id), r.id, text(r.cost))

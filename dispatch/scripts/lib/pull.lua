@@ -62,23 +62,27 @@ local closed_ones = {} -- model -> the first of its closed workers, until one co
 local stirred = {} -- models of which a closed worker opened, went, was looked at or took something: who waited for it may do better elsewhere
 at_start[#at_start + 1] = function() moved, few, closed_ones, stirred = {}, {}, {}, {} end
 
-local function store_load(w) moved[w.id] = w end
+local function store_load(w)
+  moved[w.id] = w
+  w.by = w.by or {}
+  w.by[turn] = true
+end
 
 -- The first there makes the key; after that the beats of those that stand there keep it.
-local function stand(key, score, id)
-  if redis.call('ZADD', key, score, id) == 1 then redis.call('PEXPIRE', key, WORKER_TTL_MS) end
+local function stand(w, key, score)
+  if write_for(w.by, 'ZADD', key, score, w.id) == 1 then redis.call('PEXPIRE', key, WORKER_TTL_MS) end
 end
 
 -- Whoever reads parked, rooms or shut inside a call has this written first.
 local function settle_workers()
   if not next(moved) then return end
   for id, w in pairs(moved) do
-    redis.call('HSET', k_worker(id), 'used', w.used, 'held', w.held, 'prefill', w.prefill)
+    write_for(w.by, 'HSET', k_worker(id), 'used', w.used, 'held', w.held, 'prefill', w.prefill)
     if w.parks then
-      w.parks = nil
-      stand(k_parked(w.model), standing(w), id)
-      stand(k_rooms(w.model), room(w), id)
+      stand(w, k_parked(w.model), standing(w))
+      stand(w, k_rooms(w.model), room(w))
     end
+    w.parks, w.by = nil, nil
   end
   moved = {}
 end
@@ -119,12 +123,12 @@ end
 local function park(w)
   if not (is_open(w) and room(w) > 0) then return unpark(w.model, w.id) end
   local parked, shut = k_parked(w.model), k_shut(w.model)
-  moved[w.id] = w
+  store_load(w)
   if is_closed(w) then
     w.parks, closed_ones[w.model], few[parked], few[shut] = nil, nil, nil, nil
     redis.call('ZREM', parked, w.id)
-    stand(shut, standing(w), w.id)
-    stand(k_rooms(w.model), room(w), w.id)
+    stand(w, shut, standing(w))
+    stand(w, k_rooms(w.model), room(w))
   else
     w.parks = true
     if few[parked] and not is_among(parked, w.id) then few[parked] = nil end

@@ -4,6 +4,7 @@ local K_LOG = '{scale}:log'
 local K_STATUS = '{scale}:status'
 local K_COUNTS = '{scale}:counts'
 
+local failures = {}
 local function share() end
 local function end_call() end
 
