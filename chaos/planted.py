@@ -112,7 +112,7 @@ MUTANTS: tuple[Mutant, ...] = (
         expects={"I7", "I11"},
     ),
     Mutant("a grant forgets its cost", _MEET, "w.used = w.used + r.cost", "w.used = w.used", expects={"I7"}),
-    Mutant("held for ever", _LEAVE, "redis.call('HDEL', k_held(r.worker), r.id)", "local _ = r", expects={"I7", "I11"}),
+    Mutant("held for ever", _LEAVE, "later('HDEL', k_held(r.worker), r.id)", "local _ = r", expects={"I7", "I11"}),
     Mutant(
         "finish does not look at the line",
         f"{_SCRIPTS}finish.lua",

@@ -80,6 +80,8 @@ async def test_a_request_is_completed(server_url: str, rules: QueueRules, client
         assert await client.ended(request) is RequestState.COMPLETED
     text, tokens, end = await client.answer(request)
     assert (text, tokens) == expected("hello", 20)
+    moments = [end.pop(f"{name}_at_ms") for name in ("created", "begun", "first_output", "ended")]
+    assert moments == sorted(moments) and moments[0] > 0 and end.pop("worker").startswith("w-")
     assert end == {
         "state": "completed",
         "attempts": 1,
