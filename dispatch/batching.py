@@ -40,6 +40,7 @@ class Call:
         self.futures: list[asyncio.Future[Any]] = []
 
     def answer(self, reply: Any) -> None:
+        """To each who asked its own; an error of the whole call to all. Raises nothing."""
         replies = reply if self.joined and not isinstance(reply, Exception) else [reply] * len(self.futures)
         if not isinstance(replies, list) or len(replies) != len(self.futures):
             replies = [ResponseError(f"No reply for each of {len(self.futures)} joined requests: {self.words[1]}")] * len(
@@ -55,7 +56,8 @@ class Call:
 
 
 def together(batch: Sequence[Asked]) -> list[Call]:
-    """Who asks waits for the reply before it asks again: all of a batch are asked at once, and may be done in any order."""
+    """All of a batch are asked at once, and may be done in any order: who asks waits for the reply before it asks again, and one
+    who broke off may be overtaken by the other lane as well."""
     calls: list[Call] = []
     open_calls: dict[tuple[Any, ...], Call] = {}
     for command, own, future in batch:

@@ -147,7 +147,7 @@ class Queue(Looking):
         return m.Parked(barred == 1, room, held, granted)
 
     async def read_inbox(self, worker: str, after: str, *, block_ms: int | None) -> tuple[str, list[m.Grant | m.Stop]]:
-        """A worker's one blocking read: grants and stops after stream id `after`, and the id to go on from."""
+        """A worker's one blocking read: grants and stops after stream id `after`, and the next id. None: it does not wait."""
         words: list[m.Grant | m.Stop] = []
         for raw_id, fields in await self._next(self._keys.inbox(worker), after, 100, block_ms):
             after = raw_id.decode()

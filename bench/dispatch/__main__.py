@@ -1,4 +1,4 @@
-"""Request to result of no-op work: the raw floor, Penstock directly and by HTTP, and the peers, in one run.
+"""Request to result of no-op work: two floors, Penstock directly and by HTTP, and the peers, in one run.
 
 `python -m bench.dispatch [--quick] [--only NAMES] [--rounds 3] [--seconds 2] [--gateways 1,2] [--in-flight 1,64,512]`: a closed
 loop. Contestants take turns, each on a fresh server; medians over the rounds. `--quick`: one round, 1 and 64 in flight, no file.

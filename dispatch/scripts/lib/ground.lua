@@ -74,7 +74,7 @@ local function read_some(id, fields)
   return r
 end
 
-local seen = {} -- workers, in this call
+local seen -- workers, in this call
 at_start[#at_start + 1] = function() seen = {} end
 
 -- A worker was heard of. Not for scripts that read workers: what these know of one is written past.

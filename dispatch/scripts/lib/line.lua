@@ -18,7 +18,7 @@ local is_pull
 -- An entry of a line among the waiting of the other strategies.
 local function other_of(priority, part, entry) return priority .. part .. ' ' .. entry end
 
-local paused_ones, anybody = {}, {} -- model -> whether it is paused, whether anybody waits, as far as this call knows
+local paused_ones, anybody -- model -> whether it is paused, whether anybody waits, as far as this call knows
 at_start[#at_start + 1] = function() paused_ones, anybody = {}, {} end
 
 local function is_paused(model)

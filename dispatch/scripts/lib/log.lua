@@ -16,7 +16,7 @@ local function read_until(r)
   return latest
 end
 
-local touched = {} -- gateways, in this call
+local touched -- gateways, in this call
 at_start[#at_start + 1] = function() touched = {} end
 
 -- A gateway not heard of for a whole lease may have missed entries: it is told to attach anew.
@@ -28,7 +28,7 @@ local function touch_gateway(gateway, beats)
   if beats then redis.call('PEXPIRE', k_feed(gateway), 2 * READER_LEASE_MS) end
 end
 
-local feeds = {} -- gateway -> entries in its feed; false: it does not read. As far as this call looked.
+local feeds -- gateway -> entries in its feed; false: it does not read. As far as this call looked.
 at_start[#at_start + 1] = function() feeds = {} end
 
 local function tell_readers(r, kind, data)

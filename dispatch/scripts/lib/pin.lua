@@ -2,7 +2,7 @@
 -- A worker has one pin; the oldest that waits has it first, so neither the big nor the small starve behind each other.
 -- Whoever else has room for it sooner still takes it.
 local PINS_LOOKED = 16 -- of those that wait longest, and of the largest: this is done again and again while a backlog is old
-local freed = {} -- workers that lost their pin in this call: they may have room for others
+local freed -- workers that lost their pin in this call: they may have room for others
 at_start[#at_start + 1] = function() freed = {} end
 
 local function keep_room(w, r)

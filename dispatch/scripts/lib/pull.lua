@@ -1,6 +1,6 @@
 -- A worker's parked pull: what it can hold, what it holds, and its place among the others.
 
-local workers = {} -- id -> as this call left it: whoever changes one says so by store_load, or writes it
+local workers -- id -> as this call left it: whoever changes one says so by store_load, or writes it
 at_start[#at_start + 1] = function() workers = {} end
 
 local function read_worker(id)
@@ -56,10 +56,10 @@ local function standing(w)
   return wait(w.prefill / speed) + decoding(w) + w.held * TYPICAL_PROMPT_TOKENS / speed
 end
 
-local moved = {} -- id -> a worker whose load, or also its place among the parked, is written later
-local few = {} -- key -> who stands there, if fewer than CANDIDATES, until one comes or goes
-local closed_ones = {} -- model -> the first of its closed workers, until one comes or goes
-local stirred = {} -- models of which a closed worker opened, went, was looked at or took something: who waited for it may do better elsewhere
+local moved -- id -> a worker whose load, or also its place among the parked, is written later
+local few -- key -> who stands there, if fewer than CANDIDATES, until one comes or goes
+local closed_ones -- model -> the first of its closed workers, until one comes or goes
+local stirred -- models of which a closed worker opened, went, was looked at or took something: who waited for it may do better elsewhere
 at_start[#at_start + 1] = function() moved, few, closed_ones, stirred = {}, {}, {}, {} end
 
 local function store_load(w)
