@@ -151,8 +151,6 @@ def ratios(rounds: Sequence[tuple[Round, Round]]) -> tuple[float, float, float]:
 
 def _start(s: Stand, folder: str) -> tuple[Server, Server]:
     threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "HF_HUB_OFFLINE": "1"}
-    if os.environ.get("WP"):
-        threads["OMP_WAIT_POLICY"] = os.environ["WP"]
     gate, serve = free_port(), free_port()
     theirs = s.role(
         str(Path(sys.executable).with_name("transformers")), "serve", folder, "--continuous-batching", "--device", "cpu",

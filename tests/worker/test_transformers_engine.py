@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shutil
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from worker.engines.base import EngineDead, EngineError, EngineInfo
 from worker.engines.transcript import Transcript
 from worker.engines.transformers import TransformersEngine
 from worker.engines.transformers_batching import PAGE_TOKENS
-from worker.engines.transformers_loading import DEMO_FOLDER, locate
+from worker.engines.transformers_loading import DEMO_FOLDER, LoadedModel, locate
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -95,6 +96,28 @@ async def test_it_says_what_it_is(started: tuple[TransformersEngine, EngineInfo]
     assert info.tokenizer is not None
     assert info.tokenizer.eos_token_ids == (2,)
     assert "<|assistant|>" in info.tokenizer.chat_template
+
+
+async def test_the_thread_that_loads_is_over_once_it_runs() -> None:
+    """As long as it lives, OpenMP keeps its team, and the generation loop's own sleeps at every barrier."""
+    loaded_by: list[threading.Thread] = []
+
+    class Watched(TransformersEngine):
+        def _load(self) -> tuple[LoadedModel, str]:
+            loaded_by.append(threading.current_thread())
+            return super()._load()
+
+    engine = Watched(WorkerSettings(device="cpu", kv_tokens=512, slots=2))
+    await engine.start()
+    try:
+
+        async def over() -> bool:
+            return not loaded_by[0].is_alive()
+
+        assert loaded_by[0] is not threading.main_thread()
+        await until(over, timeout_s=5)
+    finally:
+        await engine.close()
 
 
 async def test_it_answers_in_readable_english_and_ends_by_itself(engine: TransformersEngine) -> None:

@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jinja2 import TemplateError
@@ -68,7 +69,13 @@ class TransformersEngine:
 
     async def start(self) -> EngineInfo:
         locate(self._settings)  # a missing folder is known before seconds of imports
-        loaded, device = await asyncio.to_thread(self._load)
+        # OpenMP keeps a team for each thread that ever computed, as long as it lives, and with more of them than cores the
+        # generation loop's team sleeps at each barrier: a tenth to a fifth of all tokens/s. So this thread ends with its work.
+        loading = ThreadPoolExecutor(1, "loading")
+        try:
+            loaded, device = await asyncio.get_running_loop().run_in_executor(loading, self._load)
+        finally:
+            loading.shutdown(wait=False)
         from worker.engines.transformers_batching import PAGE_TOKENS, batch_tokens, capacity_tokens, slots_of
 
         self._loaded = loaded
