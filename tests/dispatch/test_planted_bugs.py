@@ -39,7 +39,7 @@ BUGS = (
     ),
     Bug("append without nonce check", walks.strangers, "append.lua", " or f[3] ~= nonce"),
     Bug("append without attempt check", walks.strangers, "append.lua", " or f[2] ~= attempt"),
-    Bug("finish after death by a lapsed lease is taken", walks.lease_over, "finish.lua", " and r.dead ~= '1'"),
+    Bug("finish after death by a lapsed lease is taken", walks.lease_over, "finish.lua", "over.dead == '1'", "false"),
     # the log
     Bug("a gap is taken", walks.whole_life, "append.lua", "if seq > last + 1 then return 'gap' end"),
     Bug("a dup is written twice", walks.whole_life, "append.lua", "if seq <= last then", "if false then"),

@@ -71,7 +71,7 @@ end
 -- Who asked to be told of this ending is owed it from here on: written with the ending, so that no crash lies between.
 local function owe_webhook(r)
   if (r.webhook or '') == '' then return end
-  local wanted = r.webhook_events or ''
+  local wanted = r.webhook_events or redis.call('HGET', k_request(r.id), 'webhook_events') or ''
   if wanted ~= '' and not string.find(' ' .. wanted .. ' ', ' ' .. r.state .. ' ', 1, true) then return end
   redis.call('HSET', k_webhook(r.id), 'url', r.webhook, 'state', 'owed', 'ending', r.state, 'model', r.model, 'created', r.created,
     'ended', now, 'tried', 0, 'tries', '')
