@@ -8,7 +8,7 @@
 local r = read_some(id, {'model', 'state', 'attempt', 'seq', 'chain', 'readers', 'deadline', 'nonce', 'worker', 'prefilling', 'first_output_at',
   'tenant', 'created', 'begun_at', 'webhook'})
 if r and (r.state == 'completed' or r.state == 'failed') and r.nonce == nonce and r.attempt == tonumber(attempt) then
-  local over = read_some(id, {'ended_at', 'dead'})
+  local over = read_some(id, {'state', 'ended_at', 'dead'})
   if over.dead == '1' then return 'fenced' end
   redis.call('HSET', k_request(id), 'ended_at', over.ended_at)
   return 'dup'
