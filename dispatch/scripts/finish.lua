@@ -4,7 +4,7 @@
 -- args: now
 -- each: salt id attempt nonce seq last detail state
 -- returns status: ok | dup | gap | fenced
--- Not all of it: what a finish does not ask for is half of the record, and a field that is not there costs most.
+-- Not all of it: what a finish does not ask for is half of the record, and a field that is missing costs a look at all others.
 local r = read_some(id, {'model', 'state', 'attempt', 'seq', 'chain', 'readers', 'deadline', 'nonce', 'worker', 'prefilling', 'first_output_at',
   'tenant', 'created', 'begun_at', 'webhook'})
 if r and (r.state == 'completed' or r.state == 'failed') and r.nonce == nonce and r.attempt == tonumber(attempt) then

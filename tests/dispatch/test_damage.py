@@ -109,6 +109,19 @@ async def test_a_damaged_record_does_not_stop_the_others(twin: Twin, damage: str
     assert await redis.zcard(KEYS.timers) == 0
 
 
+async def test_a_repeated_finish_of_a_damaged_record_is_still_a_dup(twin: Twin) -> None:
+    queue = twin.queue
+    await queue.park(m.Offer("w-1", MODEL, 100, 4, 1.0))
+    new = twin.new()
+    await queue.enqueue(new)
+    _, (grant,) = await queue.read_inbox("w-1", "0", block_ms=1_000)
+    assert isinstance(grant, m.Grant)
+    await queue.begin(grant)
+    assert await queue.finish(grant, 1, b"last", b"{}") is m.WriteStatus.OK
+    assert await twin.redis.hdel(KEYS.request(new.id), "ended_at") == 1
+    assert await queue.finish(grant, 1, b"last", b"{}") is m.WriteStatus.DUP
+
+
 async def test_strange_words_in_an_inbox_are_passed_over(twin: Twin) -> None:
     queue, redis = twin.queue, twin.redis
     await queue.park(m.Offer("w-1", MODEL, 100, 4, 1.0))

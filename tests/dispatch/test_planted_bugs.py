@@ -312,6 +312,12 @@ BUGS = (
     ),
     Bug("an ending is owed outside the outbox", walks.told, LEAVE, "  redis.call('ZADD', K_OUTBOX, now, r.id)\n"),
     Bug("an owed webhook is kept for ever", walks.told, LEAVE, "redis.call('PEXPIRE', k_webhook(r.id), WEBHOOK_MS)"),
+    Bug(
+        "a finish forgets which endings were asked for",
+        walks.told_of_some,
+        LEAVE,
+        " or redis.call('HGET', k_request(r.id), 'webhook_events')",
+    ),
     Bug("every ending is told", walks.told_of_some, LEAVE, "if wanted ~= '' and not", "if false and not"),
     Bug(
         "whoever takes it is trusted",

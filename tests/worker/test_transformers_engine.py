@@ -99,7 +99,7 @@ async def test_it_says_what_it_is(started: tuple[TransformersEngine, EngineInfo]
 
 
 async def test_the_thread_that_loads_is_over_once_it_runs() -> None:
-    """As long as it lives, OpenMP keeps its team, and the generation loop's own sleeps at every barrier."""
+    """As long as it lives, libgomp keeps its team, and the generation loop's own sleeps at every barrier."""
     loaded_by: list[threading.Thread] = []
 
     class Watched(TransformersEngine):

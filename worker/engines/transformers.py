@@ -1,7 +1,8 @@
 """The transformers engine: a model folder or hub id on the library's continuous batching, on CPU and CUDA.
 
 One KV budget for all requests; each has its own sampling; closing a request's iterator frees its blocks before the next
-step. Never here: loading (transformers_loading.py), choosing tokens (transformers_sampling.py), text (transcript.py).
+step. Never here: loading (transformers_loading.py), choosing tokens (transformers_sampling.py), text (transcript.py); nor a thread
+that computes and lives on beside the generation loop's.
 """
 
 import asyncio
@@ -69,8 +70,8 @@ class TransformersEngine:
 
     async def start(self) -> EngineInfo:
         locate(self._settings)  # a missing folder is known before seconds of imports
-        # OpenMP keeps a team for each thread that ever computed, as long as it lives, and with more of them than cores the
-        # generation loop's team sleeps at each barrier: a tenth to a fifth of all tokens/s. So this thread ends with its work.
+        # libgomp keeps a team for each thread that ever computed in parallel, as long as that lives; with more of them than cores
+        # the generation loop's team sleeps at each barrier (docs/decisions/0028). So this thread ends with its work.
         loading = ThreadPoolExecutor(1, "loading")
         try:
             loaded, device = await asyncio.get_running_loop().run_in_executor(loading, self._load)
