@@ -81,12 +81,12 @@ MUTANTS: tuple[Mutant, ...] = (
         expects={"I3", "I4"},
     ),
     Mutant("the chain is not chained", _LOG, "redis.sha1hex(r.chain .. data)", "redis.sha1hex(data)", expects={"I3"}),
-    Mutant("the feed is not told", _LOG, "  tell_readers(r, kind, data)\nend", "end", expects={"I1"}),
+    Mutant("the feed is not told", _LOG, "  tell_readers(r, kind, data, last, last_chain)\nend", "end", expects={"I1"}),
     Mutant(
         "the end is not fed",
         _LOG,
-        "  tell_readers(r, kind, data)\nend",
-        "  if kind ~= 'end' then tell_readers(r, kind, data) end\nend",
+        "  tell_readers(r, kind, data, last, last_chain)\nend",
+        "  if kind ~= 'end' then tell_readers(r, kind, data, last, last_chain) end\nend",
         expects={"I1"},
     ),
     # timers and charges

@@ -6,7 +6,7 @@ a list it is passed over with a line in the log, so that it does not hide the ot
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 from dispatch import messages as m
 from dispatch.batching import Batched
 from dispatch.dead_letters import DeadLetter, dead_letter_from
+from dispatch.entries import log_entries
 from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
 from dispatch.records import Attempt, Ending, QueueLine, QueueStats, RequestRecord, Tombstone
@@ -104,7 +105,7 @@ class Looking:
 
     async def output(self, request: str) -> list[m.LogEntry]:
         """The whole log so far."""
-        return list(entries_from(request, await self._redis.xrange(self._keys.output(request))))
+        return log_entries(request, await self._redis.xrange(self._keys.output(request)))
 
     async def position(self, record: RequestRecord, scan: int = POSITION_SCAN) -> int | None:
         """How many will be looked at before it, + 1; None if it does not wait or stands further back in its line than `scan`.
@@ -223,21 +224,6 @@ class Looking:
             parked=parked,
             totals={k.decode(): int(v) for k, v in totals.items()},
         )
-
-
-def entries_from(request: str, raw: Iterable[Any]) -> Iterable[m.LogEntry]:
-    """Log entries of an XRANGE reply, flat (from Lua) or parsed (from the client)."""
-    for raw_id, raw_fields in raw:
-        fields = raw_fields if isinstance(raw_fields, dict) else dict(zip(raw_fields[::2], raw_fields[1::2], strict=True))
-        seq, attempt = raw_id.decode().split("-")
-        try:
-            yield m.LogEntry(
-                request, int(seq), int(attempt), m.EntryKind(fields[b"k"].decode()), fields[b"d"], fields[b"h"].decode()
-            )
-        except (KeyError, ValueError) as error:
-            raise PenstockError(
-                "bad_record", f"Entry {raw_id.decode()} of the output of {request} cannot be read: {error!r}."
-            ) from error
 
 
 def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> RequestRecord:

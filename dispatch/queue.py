@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 
 from dispatch import messages as m
 from dispatch.dead_letters import DeadLetter
+from dispatch.entries import feed_entries, inbox_word, log_entries
 from dispatch.keys import ShardKeys
-from dispatch.looking import Looking, entries_from
+from dispatch.looking import Looking
 from dispatch.rules import QueueRules
 from dispatch.scripts import Script, compose_all
 from dispatch.states import Priority, RequestState
@@ -97,7 +98,8 @@ class Queue(Looking):
         status, state, live, entries = await self._run(
             "attach", sure=sure, id=request, gateway=gateway, after_seq=after_seq, after_chain=after_chain
         )
-        log = tuple(entries_from(request, entries))
+        had = 0 if status == b"rewind" else after_seq
+        log = tuple(entry for entry in log_entries(request, entries) if entry.seq > had)
         return m.Attached(m.AttachStatus(status.decode()), RequestState(state.decode()), live == 1, log)
 
     async def detach(self, request: str, gateway: str, *, then_continue: bool = False) -> None:
@@ -119,7 +121,7 @@ class Queue(Looking):
         entries: list[m.LogEntry | None] = []
         for raw_id, fields in await self._next(self._keys.feed(gateway), after, count, block_ms):
             after = raw_id.decode()
-            entries.append(_feed_entry(fields))
+            entries += feed_entries(fields)
         return after, entries
 
     async def trim_feed(self, gateway: str, through: str) -> None:
@@ -151,7 +153,7 @@ class Queue(Looking):
         words: list[m.Grant | m.Stop] = []
         for raw_id, fields in await self._next(self._keys.inbox(worker), after, 100, block_ms):
             after = raw_id.decode()
-            word = _inbox_word(worker, after, fields)
+            word = inbox_word(worker, after, fields)
             if word is not None:
                 words.append(word)
         return after, words
@@ -281,27 +283,3 @@ _salts = random.Random(secrets.randbits(128))
 def _salt() -> str:
     """Redis's own random numbers repeat in every script; nonces and jitter need better. No secret: a nonce tells grants apart."""
     return f"{_salts.getrandbits(64):016x}"
-
-
-def _feed_entry(fields: Mapping[bytes, bytes]) -> m.LogEntry | None:
-    if b"r" not in fields:
-        return None
-    return m.LogEntry(
-        request=fields[b"r"].decode(),
-        seq=int(fields[b"s"]),
-        attempt=int(fields[b"a"]),
-        kind=m.EntryKind(fields[b"k"].decode()),
-        data=fields[b"d"],
-        chain=fields[b"h"].decode(),
-    )
-
-
-def _inbox_word(worker: str, inbox_id: str, fields: Mapping[bytes, bytes]) -> m.Grant | m.Stop | None:
-    """A grant or a stop; None for what nobody of ours wrote (it is passed over, a worker does not die of it)."""
-    try:
-        request, attempt = fields[b"id"].decode(), int(fields[b"attempt"])
-        if fields[b"kind"] == b"stop":
-            return m.Stop(request, attempt, fields[b"reason"].decode())
-        return m.Grant(request, worker, attempt, fields[b"nonce"].decode(), int(fields[b"cost"]), inbox_id)
-    except (KeyError, ValueError):
-        return None

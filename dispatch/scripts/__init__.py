@@ -4,6 +4,8 @@
 A script states its contract above itself: `-- use:` names the library files it stands on, `-- args:` its arguments. With
 `-- each:` one call takes several requests, with so many words each, and replies for each (docs/decisions/0027).
 Named Lua locals are made from all, so no body says ARGV[7]; the numbers of rules and scores stand as names in capitals.
+`-- reads:` names the fields that `read_these` has of a request (`#`: as a number). What stands above a line `-- one:` is made
+once; its `ahead(ids)` is told of all requests of a call that has several, to look up in one command what each will ask for.
 Each runs as a Redis function, named by the hash of its text (docs/decisions/0020): as a script it would make all it is built of
 anew with each call. Never here: what a transition means to gateway or worker.
 """
@@ -161,14 +163,35 @@ def _run_once(args: tuple[str, ...], takes_rest: bool) -> list[str]:
     ]
 
 
-def _run_each(each: tuple[str, ...]) -> list[str]:
+def _reader(fields: tuple[str, ...]) -> list[str]:
+    """`read_these`: these fields of a request alone, as a table that is made whole: one that grows is made again and again."""
+    names = [field.removesuffix("#") for field in fields]
+    values = [f"tonumber(f[{n}]) or 0" if field.endswith("#") else f"f[{n}] or nil" for n, field in enumerate(fields, 1)]
+    return [
+        "local function read_these(id)",
+        f"local f = redis.pcall('HMGET', k_request(id), {', '.join(map(repr, names))})",
+        "if f.err or not f[1] then return nil end",
+        f"return {{id = id, {', '.join(f'{name} = {value}' for name, value in zip(names, values, strict=True))}}}",
+        "end",
+    ]
+
+
+def _run_each(each: tuple[str, ...], looks_ahead: bool) -> list[str]:
     """Calls `one` for one request after the other; what goes wrong with one is its reply alone."""
     salted = each[0] == "salt"
+    ahead = [
+        f"if #ARGV > {len(each) + 1} then",
+        "local ids = {}",
+        f"for at = {2 + each.index('id')}, #ARGV, {len(each)} do ids[#ids + 1] = ARGV[at] end",
+        "ahead(ids)",
+        "end",
+    ]
     return [
         "local function run(KEYS, ARGV)",
         "now = ARGV[1]",
         f"share(#ARGV > {len(each) + 1})",
         "start_call(KEYS[1])",
+        *(ahead if looks_ahead else ()),
         "local replies = {}",
         f"for at = 2, #ARGV, {len(each)} do",
         f"turn = (at - 2) / {len(each)} + 1",
@@ -217,8 +240,12 @@ def compose(name: str, rules: QueueRules | None, *, edit: Mapping[str, tuple[str
     each = _header(name, body, "each") if "\n-- each:" in body else ()
     parts = [f"local {', '.join(_SHARED)}"]
     parts += [text(f"lib/{library}.lua") for library in _header(name, body, "use")]
-    parts += [f"local function one({', '.join(arg for arg in (*args, *each) if arg not in _SHARED)}{', rest' * takes_rest})"]
-    parts += [body, "end", *(_run_each(each) if each else _run_once(args, takes_rest))]
+    if "\n-- reads:" in body:
+        parts += _reader(_header(name, body, "reads"))
+    once, marked, body = body.rpartition("\n-- one:\n")
+    own = [arg for arg in (*args, *each) if arg not in _SHARED] + ["rest"] * takes_rest
+    parts += [once, f"local function one({', '.join(own)})", body, "end"]
+    parts += _run_each(each, bool(marked)) if each else _run_once(args, takes_rest)
     source = "\n".join(parts)
     return Script(name, _write_in(source, rules) if rules else source, flags, args, each, takes_rest)
 

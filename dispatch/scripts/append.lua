@@ -30,7 +30,8 @@ else
   redis.call('HSET', k_request(id), 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', first, 'prefilling', 0)
   local w = read_worker(f[10])
   if w then
-    prefilled(w, id)
+    r.prefilling = tonumber(f[9])
+    prefilled(w, r)
     room_grew(w)
   end
 end

@@ -4,16 +4,26 @@
 -- use: later ground log
 -- args: now
 -- each: worker id attempt nonce
+-- reads: state attempt# seq# chain readers deadline# on_disconnect reader_look# nonce worker inbox begun_at#
 -- returns {status, input, seq, attempt, deadline}: ok | fenced
-local r = read_some(id, {'state', 'attempt', 'seq', 'chain', 'readers', 'deadline', 'on_disconnect', 'reader_look', 'nonce', 'worker',
-  'inbox', 'begun_at'})
+local inputs -- id -> what to compute, as far as it was asked for ahead
+at_start[#at_start + 1] = function() inputs = {} end
+
+local function ahead(ids)
+  local keys = {}
+  for i = 1, #ids do keys[i] = k_input(ids[i]) end
+  local found = redis.call('MGET', unpack(keys))
+  for i = 1, #ids do inputs[ids[i]] = found[i] end
+end
+-- one:
+local r = read_these(id)
 if fenced(r, attempt, nonce) then return {'fenced'} end
 if r.deadline <= now then return {'fenced'} end -- the sweep ends it as expired; no work is begun for it
 local lease = now + LEASE_MS
 if r.state == 'running' then
   redis.call('HSET', k_request(id), 'lease', text(lease))
 else
-  later('XDEL', k_inbox(r.worker), r.inbox)
+  trim_later(k_inbox(r.worker), r.inbox) -- whoever begins it has read all that stands before it, too
   if r.begun_at == 0 then
     redis.call('HSET', k_request(id), 'state', 'running', 'lease', text(lease), 'begun_at', text(now), 'attempt_begun_at', text(now))
   else
@@ -24,4 +34,4 @@ end
 r.state, r.lease = 'running', lease
 see(worker)
 set_timer(r)
-return {'ok', redis.call('GET', k_input(id)) or '', r.seq, r.attempt, r.deadline}
+return {'ok', inputs[id] or redis.call('GET', k_input(id)) or '', r.seq, r.attempt, r.deadline}

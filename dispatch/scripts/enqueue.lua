@@ -4,10 +4,24 @@
 -- args: now
 -- each: salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of prompt strategy session webhook webhook_events
 -- returns {status, id, state, position, backlog}: ok | replay | mismatch | full
-if redis.call('EXISTS', k_request(id), k_tombstone(id)) > 0 then
+local new -- ids that nobody knew ahead
+at_start[#at_start + 1] = function() new = {} end
+
+local function ahead(ids)
+  local keys = {}
+  for i = 1, #ids do
+    keys[2 * i - 1] = k_request(ids[i])
+    keys[2 * i] = k_tombstone(ids[i])
+  end
+  if redis.call('EXISTS', unpack(keys)) > 0 then return end
+  for i = 1, #ids do new[ids[i]] = true end
+end
+-- one:
+if not new[id] and redis.call('EXISTS', k_request(id), k_tombstone(id)) > 0 then
   local known = redis.call('HGET', k_request(id), 'state') or tombstone(id)
   return {'ok', id, known, 0, (count_waiting(model))}
 end
+new[id] = nil
 
 local k_idempotency = TAG .. 'idempotency:' .. tenant .. ':' .. idempotency
 if idempotency ~= '' then
@@ -21,7 +35,7 @@ if idempotency ~= '' then
 end
 
 local span = tonumber(deadline_ms)
-local chain = string.sub(redis.sha1hex(id), 1, 16)
+local chain = string.sub(id, -16) -- its random part
 local r = {
   id = id, model = model, priority = priority, cost = tonumber(cost), state = 'queued', attempt = 0, deadline = now + span,
   on_disconnect = on_disconnect, reader_look = on_disconnect == 'cancel' and now + READER_LEASE_MS or 0,
@@ -42,18 +56,20 @@ r.unstored = {'seq', '0', 'chain', chain, 'readers', reader,
   'deadline', text(r.deadline), 'on_disconnect', on_disconnect, 'reader_look', text(r.reader_look), 'v', '1', 'model', model,
   'kind', kind, 'priority', priority, 'tenant', tenant, 'cost', cost, 'max_attempts', max_attempts, 'created', at,
   'prompt', prompt, 'strategy', strategy}
-for field, value in pairs({retry_of = retry_of, session = session, webhook = webhook, webhook_events = webhook_events}) do
-  if value ~= '' then
-    table.insert(r.unstored, field)
-    table.insert(r.unstored, value)
-  end
+local function store_too(field, value)
+  if value == '' then return end
+  table.insert(r.unstored, field)
+  table.insert(r.unstored, value)
 end
+store_too('retry_of', retry_of)
+store_too('session', session)
+store_too('webhook', webhook)
+store_too('webhook_events', webhook_events)
 if w then grant(r, w) else wait_in_line(r, '') end
 local ttl = span + RETENTION_MS + ONE_DAY_MS
 redis.call('PEXPIRE', k_request(id), text(ttl))
 redis.call('SET', k_input(id), input, 'PX', text(ttl))
 later('ZADD', K_REQUESTS, at, id)
-later('ZADD', K_EXPIRIES, text(now + ttl), id)
 if idempotency ~= '' then redis.call('SET', k_idempotency, id .. ' ' .. body_hash, 'PX', IDEMPOTENCY_MS) end
 if reader ~= '' then touch_gateway(reader) end
 count(model, 'enqueued')

@@ -3,10 +3,10 @@
 -- use: later ground line log pull choose pin next meet leave
 -- args: now
 -- each: salt id attempt nonce seq last detail state
--- returns status: ok | dup | gap | fenced
 -- Not all of it: what a finish does not ask for is half of the record, and a field that is missing costs a look at all others.
-local r = read_some(id, {'model', 'state', 'attempt', 'seq', 'chain', 'readers', 'deadline', 'nonce', 'worker', 'prefilling', 'first_output_at',
-  'tenant', 'created', 'begun_at', 'webhook'})
+-- reads: model state attempt# seq# chain readers deadline# nonce worker prefilling# first_output_at tenant created begun_at webhook cost# repriced
+-- returns status: ok | dup | gap | fenced
+local r = read_these(id)
 if r and (r.state == 'completed' or r.state == 'failed') and r.nonce == nonce and r.attempt == tonumber(attempt) then
   local over = read_some(id, {'state', 'ended_at', 'dead'})
   if over.dead == '1' then return 'fenced' end
@@ -17,8 +17,8 @@ if fenced(r, attempt, nonce) or r.state ~= 'running' then return 'fenced' end
 if tonumber(seq) ~= r.seq + 1 then return 'gap' end
 r.is_ending = true
 if last ~= '' then
-  log(r, 'chunk', last)
-  if r.first_output_at == 0 then r.first_output_at = now end
+  r.last = last
+  r.first_output_at = r.first_output_at or text(now)
 end
 room_grew(end_request(r, state, detail, RETENTION_MS))
 return 'ok'

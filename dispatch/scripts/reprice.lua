@@ -7,5 +7,5 @@
 local r = read_request(id)
 if fenced(r, attempt, nonce) then return 'fenced' end
 cost = tonumber(cost)
-redis.call('HSET', k_request(id), 'cost', math.max(r.cost, cost))
+redis.call('HSET', k_request(id), 'cost', math.max(r.cost, cost), 'repriced', '1')
 return cost > r.cost and 'ok' or 'dup'

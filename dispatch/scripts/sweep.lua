@@ -67,6 +67,7 @@ for _, id in ipairs(redis.call('ZRANGE', TIMERS, '-inf', now, 'BYSCORE', 'LIMIT'
     meet_others(r.model)
   else
     drop_timer(id)
+    if not r then later('ZREM', K_REQUESTS, id) end
   end
 end
 

@@ -45,9 +45,24 @@ BUGS = (
     Bug("a dup is written twice", walks.whole_life, "append.lua", "if seq <= last then", "if false then"),
     Bug("finish takes a gap", walks.whole_life, "finish.lua", "if tonumber(seq) ~= r.seq + 1 then return 'gap' end"),
     Bug("the chain is not chained", walks.whole_life, LOG, "redis.sha1hex(r.chain .. data)", "redis.sha1hex(data)"),
-    Bug("no end entry", walks.whole_life, LEAVE, "  log(r, 'end', told)\n"),
+    Bug("no end entry", walks.whole_life, LEAVE, "  log(r, 'end', told, r.last)\n"),
     Bug("no TTL on the output", walks.whole_life, LOG, "if r.seq == 1 and not r.is_ending then", "if false then"),
-    Bug("the feed is not told", walks.whole_life, LOG, "  tell_readers(r, kind, data)\nend", "end"),
+    Bug("the feed is not told", walks.whole_life, LOG, "  tell_readers(r, kind, data, last, last_chain)\nend", "end"),
+    Bug(
+        "the last chunk is not told",
+        walks.whole_life,
+        LOG,
+        "if last then\n        redis.call('XADD', feed",
+        "if false then\n        redis.call('XADD', feed",
+    ),
+    Bug("the last chunk is not written", walks.whole_life, "finish.lua", "  r.last = last\n"),
+    Bug(
+        "the last chunk has the end's chain",
+        walks.whole_life,
+        LOG,
+        "    last_chain = r.chain\n  end\n  move_on(r, data)\n",
+        "  end\n  move_on(r, data)\n  last_chain = last and r.chain\n",
+    ),
     Bug("a full feed is cut in silence", walks.slow_gateway, LOG, "        redis.call('XADD', feed, '*', 'cut', '1')\n"),
     Bug(
         "a gateway that was away is not told",
@@ -57,8 +72,8 @@ BUGS = (
         "if false then redis.call('XADD'",
     ),
     # timers
-    Bug("no timer on enqueue", walks.waiting_in_line, LINE, "r.meetings or '')\n  set_timer(r)", "r.meetings or '')"),
-    Bug("no timer on a grant", walks.whole_life, MEET, "r.meetings)\n  set_timer(r)", "r.meetings)"),
+    Bug("no timer on enqueue", walks.waiting_in_line, LINE, "what_came(r))\n  set_timer(r)", "what_came(r))"),
+    Bug("no timer on a grant", walks.whole_life, MEET, "what_came(r))\n  set_timer(r)", "what_came(r))"),
     Bug(
         "deadline lost on renew",
         walks.deadline_while_running,
@@ -112,7 +127,7 @@ BUGS = (
     Bug("grant forgets the sizes", walks.waiting_in_line, LINE, "redis.call('ZREM', k_sizes(model, priority, part), entry)"),
     Bug("grant forgets room", walks.whole_life, MEET, "w.used = w.used + r.cost"),
     Bug("grant forgets the slot", walks.whole_life, MEET, "w.held = w.held + 1\n  later", "later"),
-    Bug("finish does not free room", walks.whole_life, LEAVE, "w.used = w.used - tonumber(cost)"),
+    Bug("finish does not free room", walks.whole_life, LEAVE, "w.used = w.used - cost"),
     Bug("room leaks on release", walks.given_back, LEAVE, "later('HDEL', k_held(r.worker), r.id)"),
     Bug(
         "finish does not look at the line",
@@ -157,7 +172,7 @@ BUGS = (
     Bug("an older one is passed by", pin_walks.older_first, MEET, "if entry == r.entry or", "if true or"),
     Bug("who lets an older one first loses its place", pin_walks.older_first, MEET, "    keep_room(w, r)\n"),
     # prompts, turns, sessions
-    Bug("prefill is never done", pin_walks.prefill, PULL, "later('HDEL', k_prefill(w.id), id)"),
+    Bug("prefill is never done", pin_walks.prefill, PULL, "later('HDEL', k_prefill(w.id), r.id)"),
     Bug("prefill counts for nothing", pin_walks.prefill, MEET, "w.prefill = w.prefill + r.prompt"),
     Bug("the first output moves nobody", pin_walks.prefill, "append.lua", "  room_grew(w)\n"),
     # bound late
@@ -206,7 +221,7 @@ BUGS = (
         "while w.pin and not w.alone do",
         "while w.pin and not w.alone and not is_closed(w) do",
     ),
-    Bug("an ending opens nothing", late_walks.silent_to_the_end, LEAVE, "if r.prefilling ~= '0' then", "if false then"),
+    Bug("an ending opens nothing", late_walks.silent_to_the_end, LEAVE, "  prefilled(w, r)\n", ""),
     Bug(
         "it reckons a speed it does not know",
         late_walks.speed_unknown,
@@ -286,7 +301,7 @@ BUGS = (
     ),
     Bug("a hot session does not spill", pin_walks.session, CHOOSE, "if w.held + 1 > bound", "if false"),
     # grants and charges
-    Bug("begin leaves the grant in the inbox", walks.whole_life, "begin.lua", "later('XDEL', k_inbox(r.worker), r.inbox)"),
+    Bug("begin leaves the grant in the inbox", walks.whole_life, "begin.lua", "  trim_later(k_inbox(r.worker), r.inbox)"),
     Bug("release charges", walks.given_back, "release.lua", "give_back(r, 'given back unfinished')", CHARGES),
     Bug("retry does not charge", walks.fault_after_fault, LEAVE, "r.charged = r.charged + 1"),
     Bug("backoff grows too fast", walks.fault_after_fault, LEAVE, "2 ^ r.charged", "9 ^ (r.charged + 1)"),

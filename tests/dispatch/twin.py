@@ -17,7 +17,7 @@ from dispatch.rules import QueueRules
 from dispatch.scripts import Script
 from dispatch.states import Priority, RequestState, may_become
 from tests.dispatch import model as laws
-from tests.dispatch.invariants import Snapshot, broken, line_order, snapshot
+from tests.dispatch.invariants import Snapshot, broken, line_order, log_of, snapshot
 
 MODEL = "demo"
 S = RequestState
@@ -119,8 +119,8 @@ class Twin:
                 wrong.append(f"{request} is pinned to {r.get('pinned')!r}, by the laws to {q.pinned!r}")
             if q.is_held and int(r["lease"]) != q.lease:
                 wrong.append(f"the lease of {request} ends {r['lease']}, by the laws {q.lease}")
-            entries = s.of["output"].get(request, [])
-            real_log = [(f["k"], int(e.split("-")[1]), f["d"] if f["k"] == "chunk" else "") for e, f in entries]
+            entries = log_of(s.of["output"].get(request, []))
+            real_log = [(kind, attempt, data if kind == "chunk" else "") for _, attempt, kind, data, _ in entries]
             if real_log != [(w.kind, w.attempt, w.data.decode()) for w in q.log]:
                 wrong.append(f"the log of {request} is {real_log}, by the laws {q.log}")
         waits = [i for line in law.lines.values() for i in line]
@@ -237,7 +237,8 @@ class Twin:
             for request in list(reader.views):
                 await self.attach(gateway, request)
         for request, view in reader.views.items() if alive else ():
-            stored = [(int(e.split("-")[0]), f["d"].encode(), f["h"]) for e, f in self.seen.of["output"].get(request, [])]
+            entries = log_of(self.seen.of["output"].get(request, []))
+            stored = [(seq, data.encode(), chain) for seq, _, _, data, chain in entries]
             must(view == stored, f"{gateway} has {view} of {request}, the log is {stored}")
         return cut
 

@@ -46,7 +46,7 @@ end
 
 local NUMBERS = {'cost', 'attempt', 'charged', 'crashes', 'lease', 'not_before', 'deadline', 'seq', 'reader_look',
   'max_attempts', 'created', 'queued_at', 'granted_at', 'begun_at', 'first_output_at', 'ended_at',
-  'attempt_begun_at', 'prompt'}
+  'attempt_begun_at', 'prompt', 'prefilling'}
 local IS_NUMBER = {}
 for i = 1, #NUMBERS do IS_NUMBER[NUMBERS[i]] = true end -- at load there is no ipairs
 
@@ -84,14 +84,11 @@ local function see(worker)
   if redis.call('EXISTS', k_worker(worker)) == 1 then redis.call('HSET', k_worker(worker), 'seen', text(now)) end
 end
 
--- Fields of a request: with the first of them, in one write, all that it came with.
-local function store(r, ...)
-  if not r.unstored then return redis.call('HSET', k_request(r.id), ...) end
-  local fields = {...}
-  local had, came = #fields, r.unstored
-  for i = 1, #came do fields[had + i] = came[i] end
+-- All that a request came with, to be stored with the first of its fields in one write; nothing afterwards.
+local function what_came(r)
+  local came = r.unstored
   r.unstored = nil
-  redis.call('HSET', k_request(r.id), unpack(fields))
+  if came then return unpack(came) end
 end
 
 local function is_held(r) return r.state == 'granted' or r.state == 'running' end

@@ -64,6 +64,34 @@ local function delete_later(key)
   gone[#gone + 1] = key
 end
 
+local trims -- stream -> the id through which it is to be forgotten, and by whom
+at_start[#at_start + 1] = function() trims = {} end
+
+-- Ids of streams, by their clock's 13 digits of ms and a number.
+local function is_after(id, other)
+  local ms, its_ms = string.sub(id, 1, 13), string.sub(other, 1, 13)
+  if ms ~= its_ms then return ms > its_ms end
+  return #id > #other or (#id == #other and id > other)
+end
+
+-- A stream is to forget what stands there through `id`.
+local function trim_later(key, id)
+  local trim = trims[key]
+  if not trim then
+    trims[key] = {through = id, by = {[turn] = true}}
+    return
+  end
+  if is_after(id, trim.through) then trim.through = id end
+  trim.by[turn] = true
+end
+
+at_end[#at_end + 1] = function()
+  for key, trim in pairs(trims) do
+    local ms, n = string.match(trim.through, '^(%d+)-(%d+)$')
+    write_for(trim.by, 'XTRIM', key, 'MINID', ms .. '-' .. n + 1)
+  end
+end
+
 -- A field of a hash that is written later.
 local function field_now(key, field)
   for _, word in ipairs(pending and pending[key] or {}) do

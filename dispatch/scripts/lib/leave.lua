@@ -14,14 +14,14 @@ end
 local function take_away(r)
   later('SREM', k_leases(r.model), r.id)
   if r.state == 'granted' and r.inbox then later('XDEL', k_inbox(r.worker), r.inbox) end
-  local cost = field_now(k_held(r.worker), r.id)
-  if not cost then return nil end
+  -- It is held at the price it was granted at; its own may have risen since.
+  local cost = r.repriced and tonumber(field_now(k_held(r.worker), r.id)) or r.cost
   later('HDEL', k_held(r.worker), r.id)
   local w = read_worker(r.worker)
   if not w then return nil end
-  w.used = w.used - tonumber(cost)
+  w.used = w.used - cost
   w.held = w.held - 1
-  if r.prefilling ~= '0' then prefilled(w, r.id) end
+  prefilled(w, r)
   if w.alone == r.id then keep_free(w, nil) end
   return w
 end
@@ -61,11 +61,11 @@ local function stop_worker(r, reason)
 end
 
 local function count_usage(model, detail)
-  local ok, said = pcall(cjson.decode, detail)
-  if ok and type(said) == 'table' and type(said.usage) == 'table' then
-    count(model, 'prompt_tokens', math.floor(tonumber(said.usage.prompt_tokens) or 0))
-    count(model, 'completion_tokens', math.floor(tonumber(said.usage.completion_tokens) or 0))
-  end
+  -- In a text of the detail the quotes would be escaped.
+  local prompt = string.match(detail, '"prompt_tokens":(%d+)')
+  if not prompt then return end
+  count(model, 'prompt_tokens', tonumber(prompt))
+  count(model, 'completion_tokens', tonumber(string.match(detail, '"completion_tokens":(%d+)') or 0))
 end
 
 -- Who asked to be told of this ending is owed it from here on: written with the ending, so that no crash lies between.
@@ -79,15 +79,22 @@ local function owe_webhook(r)
   redis.call('ZADD', K_OUTBOX, now, r.id)
 end
 
+local quotes = {} -- by the name of a worker: one ends many
+
+local function quoted(worker)
+  if not quotes[worker] then quotes = {[worker] = cjson.encode(worker)} end
+  return quotes[worker]
+end
+
 -- THE ending. detail: a JSON object. keep_ms: how long what is left is kept. Returns the worker whose room grew, or nil.
 local function end_request(r, state, detail, keep_ms)
   local w = leave_place(r)
   -- All that an answer tells beside the output: who waits for it need not ask for the record. Behind the detail, so that it holds.
   local told = (#detail > 2 and string.sub(detail, 1, -2) .. ',' or '{') .. '"state":"' .. state .. '","attempts":' .. text(r.attempt)
-    .. ',"worker":' .. cjson.encode(r.worker or '') .. ',"created_at_ms":' .. text(r.created) .. ',"begun_at_ms":' .. text(r.begun_at)
-    .. ',"first_output_at_ms":' .. text(r.first_output_at) .. ',"ended_at_ms":' .. text(now) .. '}'
-  log(r, 'end', told)
-  redis.call('HSET', k_request(r.id), 'state', state, 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', text(r.first_output_at),
+    .. ',"worker":' .. quoted(r.worker or '') .. ',"created_at_ms":' .. (r.created or 0) .. ',"begun_at_ms":' .. (r.begun_at or 0)
+    .. ',"first_output_at_ms":' .. (r.first_output_at or 0) .. ',"ended_at_ms":' .. text(now) .. '}'
+  log(r, 'end', told, r.last)
+  redis.call('HSET', k_request(r.id), 'state', state, 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', r.first_output_at or '0',
     'ended_at', text(now))
   drop_timer(r.id)
   redis.call('PEXPIRE', k_request(r.id), text(keep_ms))

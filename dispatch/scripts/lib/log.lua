@@ -31,7 +31,7 @@ end
 local feeds -- gateway -> entries in its feed; false: it does not read. As far as this call looked.
 at_start[#at_start + 1] = function() feeds = {} end
 
-local function tell_readers(r, kind, data)
+local function tell_readers(r, kind, data, last, last_chain)
   for gateway in string.gmatch(r.readers or '', '%S+') do
     local feed = k_feed(gateway)
     local length = feeds[gateway]
@@ -44,20 +44,40 @@ local function tell_readers(r, kind, data)
         redis.call('XADD', feed, '*', 'cut', '1')
         length = 1
       end
-      redis.call('XADD', feed, '*', 'r', r.id, 's', text(r.seq), 'a', text(r.attempt), 'k', kind, 'd', data, 'h', r.chain)
+      -- One word for all that is short: each field costs more than what it says, here and where it is read.
+      local what = r.id .. ' ' .. text(r.seq) .. ' ' .. text(r.attempt) .. ' ' .. kind .. ' ' .. r.chain
+      if last then
+        redis.call('XADD', feed, '*', 'm', what .. ' ' .. last_chain, 'd', data, 'c', last)
+      else
+        redis.call('XADD', feed, '*', 'm', what, 'd', data)
+      end
       if length == 0 then redis.call('PEXPIRE', feed, 2 * READER_LEASE_MS) end
       feeds[gateway] = length + 1
     end
   end
 end
 
--- Write the next entry: r.seq and r.chain move on; the caller stores them.
-local function log(r, kind, data)
+local function move_on(r, data)
   r.seq = r.seq + 1
   r.chain = string.sub(redis.sha1hex(r.chain .. data), 1, 16)
-  redis.call('XADD', k_output(r.id), text(r.seq) .. '-' .. text(r.attempt), 'k', kind, 'd', data, 'h', r.chain)
+end
+
+-- Write the next entry: r.seq and r.chain move on; the caller stores them. `last`: the chunk before an end, in the end's own entry,
+-- which is two in one: its `c` has the seq before, and the chain `g`.
+local function log(r, kind, data, last)
+  local last_chain = nil
+  if last then
+    move_on(r, last)
+    last_chain = r.chain
+  end
+  move_on(r, data)
+  if last then
+    redis.call('XADD', k_output(r.id), text(r.seq) .. '-' .. text(r.attempt), 'k', kind, 'd', data, 'h', r.chain, 'c', last, 'g', last_chain)
+  else
+    redis.call('XADD', k_output(r.id), text(r.seq) .. '-' .. text(r.attempt), 'k', kind, 'd', data, 'h', r.chain)
+  end
   if r.seq == 1 and not r.is_ending then -- an ending says itself how long its output is kept
     redis.call('PEXPIRE', k_output(r.id), text(math.max(r.deadline - now, 0) + RETENTION_MS + ONE_DAY_MS))
   end
-  tell_readers(r, kind, data)
+  tell_readers(r, kind, data, last, last_chain)
 end

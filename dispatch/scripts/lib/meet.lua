@@ -1,10 +1,20 @@
 -- Two lines meet. Whoever comes second finds the first, in the same script.
 -- Invariant: after every script no waiting request and parked pull are left that may meet.
 
+local drawn -- salt -> nonces that were made of it in this call
+at_start[#at_start + 1] = function() drawn = {} end
+
+-- A salt is random and of one call alone: the first nonce is the salt itself.
+local function draw_nonce()
+  local before = drawn[salt] or 0
+  drawn[salt] = before + 1
+  return before == 0 and salt or salt .. '.' .. before
+end
+
 -- The request comes under a lease of w. The caller has taken it off its line, and stores w's load and parks it after.
 local function grant(r, w)
   r.attempt = r.attempt + 1
-  r.nonce = string.sub(redis.sha1hex(salt .. r.id .. r.attempt), 1, 16)
+  r.nonce = draw_nonce()
   r.state = 'granted'
   r.worker = w.id
   r.lease = now + GRANT_MS
@@ -14,7 +24,8 @@ local function grant(r, w)
   w.used = w.used + r.cost
   w.held = w.held + 1
   later('HSET', k_held(w.id), r.id, text(r.cost))
-  if r.prompt > 0 and w.tells_prefill then
+  r.prefilling = w.tells_prefill and r.prompt or 0
+  if r.prefilling > 0 then
     first = first or w.prefill == 0
     w.prefill = w.prefill + r.prompt
     later('HSET', k_prefill(w.id), r.id, text(r.prompt))
@@ -30,8 +41,8 @@ local function grant(r, w)
     end
   end
   note_meeting(r, 'granted ' .. w.id .. ' ' .. (r.met or 'line'))
-  store(r, 'state', 'granted', 'attempt', text(r.attempt), 'nonce', r.nonce, 'worker', w.id,
-    'lease', text(r.lease), 'inbox', r.inbox, 'granted_at', text(now), 'prefilling', text(r.prompt), 'meetings', r.meetings)
+  redis.call('HSET', k_request(r.id), 'state', 'granted', 'attempt', text(r.attempt), 'nonce', r.nonce, 'worker', w.id,
+    'lease', text(r.lease), 'inbox', r.inbox, 'granted_at', text(now), 'prefilling', text(r.prefilling), 'meetings', r.meetings, what_came(r))
   set_timer(r)
   remember_turn(r, w)
   if r.pinned and r.pinned ~= '' then lose_pin(r, w) end

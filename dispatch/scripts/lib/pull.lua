@@ -136,9 +136,8 @@ local function park(w)
 end
 
 -- The prompt of one that w holds is not waiting to be prefilled any more.
-local function prefilled(w, id)
-  local prompt = field_now(k_prefill(w.id), id)
-  if not prompt then return end
-  later('HDEL', k_prefill(w.id), id)
-  w.prefill = w.prefill - tonumber(prompt)
+local function prefilled(w, r)
+  if r.prefilling == 0 or not w.tells_prefill then return end
+  later('HDEL', k_prefill(w.id), r.id)
+  w.prefill = w.prefill - r.prefilling
 end
