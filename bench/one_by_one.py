@@ -11,6 +11,7 @@ from typing import Any
 from dispatch import messages as m
 from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
+from dispatch.records import plain_fields
 from dispatch.redis_client import connect
 from dispatch.rules import QueueRules
 from tests.servers import binaries, running
@@ -38,8 +39,8 @@ async def measure(url: str, workers: int, requests: int) -> list[float]:
         marks = [await _used_usec(redis)]
         await queue.enqueue(new)
         marks.append(await _used_usec(redis))
-        stored = await redis.hgetall(ShardKeys("s0").request(new.id))
-        grant = m.Grant(new.id, stored[b"worker"].decode(), int(stored[b"attempt"]), stored[b"nonce"].decode(), 128, "")
+        stored = plain_fields(await redis.hgetall(ShardKeys("s0").request(new.id)))
+        grant = m.Grant(new.id, stored["worker"], int(stored["attempt"]), stored["nonce"], 128, "")
         await queue.begin(grant)
         marks.append(await _used_usec(redis))
         await queue.append(grant, 1, _CHUNK)

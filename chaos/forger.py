@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from chaos.scene import AWAY, Scene
 from dispatch.messages import Grant
 from dispatch.queue import Queue
+from dispatch.records import plain_fields
 
 _REMEMBERED = 400
 _EVERY_S = 0.15
@@ -45,9 +46,9 @@ class Forger:
         raw = await redis.srandmember(keys.leases(self._rng.choice(self._scene.models)))
         if raw is None:
             return
-        state, attempt, nonce, worker = await redis.hmget(keys.request(raw.decode()), "state", "attempt", "nonce", "worker")
-        if state == b"running":
-            self._old.append(Grant(raw.decode(), worker.decode(), int(attempt), nonce.decode()))
+        stored = plain_fields(await redis.hgetall(keys.request(raw.decode())))
+        if stored.get("state") == "running":
+            self._old.append(Grant(raw.decode(), stored["worker"], int(stored["attempt"]), stored["nonce"]))
 
     async def _with_old_papers(self, queue: Queue, grant: Grant) -> None:
         record = await queue.record(grant.request)

@@ -15,6 +15,7 @@ from dispatch.faults import STORE_FAULT
 from dispatch.fleet import Fleet
 from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
+from dispatch.records import plain_fields
 from dispatch.redis_client import connect
 from dispatch.rules import QueueRules
 
@@ -69,9 +70,9 @@ class Scene:
         for worker in workers:
             for raw in await redis.hkeys(self.keys.held(worker)):
                 request = raw.decode()
-                state, attempt, seq = await redis.hmget(self.keys.request(request), "state", "attempt", "seq")
-                if state == b"running":
-                    found.append((request, int(attempt), int(seq)))
+                stored = plain_fields(await redis.hgetall(self.keys.request(request)))
+                if stored.get("state") == "running":
+                    found.append((request, int(stored["attempt"]), int(stored.get("seq", 0))))
         return found
 
     async def note_victims(self, role: Role, workers: Sequence[str], cause: str) -> None:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -19,12 +18,12 @@ from dispatch.dead_letters import DeadLetter, dead_letter_from
 from dispatch.entries import log_entries
 from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
-from dispatch.records import Attempt, Ending, QueueLine, QueueStats, RequestRecord, Tombstone
-from dispatch.states import ENDINGS, OnDisconnect, Priority, RequestState
+from dispatch.records import Ending, QueueLine, QueueStats, RequestRecord, Tombstone, ending_from, record_from, unreadable
+from dispatch.states import ENDINGS, Priority, RequestState
 from dispatch.webhooks import Webhook, webhook_from
 
 POSITION_SCAN = 200
-_ENDING = ("model", "kind", "state", "attempt", "worker", "retry_of", "created", "begun_at", "first_output_at", "ended_at")
+_ENDING = ("state", "asked", "grant", "retry_of", "begun_at", "first_output_at", "ended_at")
 _PAGE = 100
 _log = logging.getLogger("penstock.dispatch")
 
@@ -51,16 +50,19 @@ class Looking:
         """A request's stored hash, or None."""
         asked = self._promised if sure else self._batched
         fields: Mapping[bytes, bytes] = await asked.execute("HGETALL", self._keys.request(request))
-        return _record(request, fields, self._keys.request(request)) if fields else None
+        return record_from(request, fields, self._keys.request(request)) if fields else None
 
     async def ending(self, request: str) -> Ending | None:
         """How a request ended; None if it goes on or is not known. Cheaper than its record."""
-        stored = await self._batched.execute("HMGET", self._keys.request(request), *_ENDING)
-        model, kind, state, attempt, worker, retry_of, *moments = stored
-        if state is None or (found := RequestState(state.decode())) not in ENDINGS:
+        key = self._keys.request(request)
+        stored = await self._batched.execute("HMGET", key, *_ENDING)
+        if stored[0] is None or RequestState(stored[0].decode()) not in ENDINGS:
             return None
-        kind, texts = m.InputKind(kind.decode()), [(each or b"").decode() for each in (model, worker, retry_of)]
-        return Ending(request, texts[0], kind, found, int(attempt or 0), texts[1], texts[2], *(int(at or 0) for at in moments))
+        if stored[1] is None:  # of version 1
+            record = await self.record(request)
+            return None if record is None else record.ending
+        found = {name.encode(): value for name, value in zip(_ENDING, stored, strict=True) if value is not None}
+        return ending_from(request, found, key)
 
     async def input(self, request: str) -> m.InferenceRequest | None:
         """What was asked, as long as it is kept."""
@@ -165,11 +167,11 @@ class Looking:
                 for request, fields in zip(ids, hashes, strict=True):
                     try:
                         if isinstance(fields, ResponseError):
-                            raise _unreadable(self._keys.request(request), fields) from fields
+                            raise unreadable(self._keys.request(request), fields) from fields
                         if isinstance(fields, Exception):
                             raise fields
                         if fields:
-                            yield _record(request, fields, self._keys.request(request))
+                            yield record_from(request, fields, self._keys.request(request))
                     except PenstockError as error:
                         damaged += 1
                         if damaged == 1:
@@ -224,61 +226,3 @@ class Looking:
             parked=parked,
             totals={k.decode(): int(v) for k, v in totals.items()},
         )
-
-
-def _record(request: str, fields: Mapping[bytes, bytes], key: str) -> RequestRecord:
-    def text(name: str) -> str:
-        return fields.get(name.encode(), b"").decode()
-
-    def number(name: str) -> int:
-        return int(fields.get(name.encode(), b"0") or b"0")
-
-    try:
-        if number("v") not in m.READABLE_VERSIONS:
-            raise ValueError(f"its schema version is {text('v') or 'missing'}")
-        return RequestRecord(
-            id=request,
-            model=text("model"),
-            kind=m.InputKind(text("kind")),
-            state=RequestState(text("state")),
-            priority=Priority(text("priority")),
-            tenant=text("tenant"),
-            attempt=number("attempt"),
-            charged=number("charged"),
-            crashes=number("crashes"),
-            worker=text("worker"),
-            cost_tokens=number("cost"),
-            seq=number("seq"),
-            chain=text("chain"),
-            on_disconnect=OnDisconnect(text("on_disconnect")),
-            retry_of=text("retry_of"),
-            created_at_ms=number("created"),
-            deadline_at_ms=number("deadline"),
-            begun_at_ms=number("begun_at"),
-            first_output_at_ms=number("first_output_at"),
-            ended_at_ms=number("ended_at"),
-            not_before_ms=number("not_before"),
-            max_attempts=number("max_attempts"),
-            queued_at_ms=number("queued_at"),
-            granted_at_ms=number("granted_at"),
-            attempt_begun_at_ms=number("attempt_begun_at"),
-            story=tuple(msgspec.json.decode(line, type=Attempt) for line in text("story").splitlines()),
-            prompt_tokens=number("prompt"),
-            strategy=text("strategy"),
-            session=text("session"),
-            webhook=text("webhook"),
-            webhook_events=text("webhook_events"),
-            pinned=text("pinned"),
-            reserved=text("reserved"),
-            meetings=text("meetings"),
-        )
-    except (ValueError, msgspec.MsgspecError) as error:
-        raise _unreadable(key, error) from error
-
-
-def _unreadable(key: str, why: Exception) -> PenstockError:
-    return PenstockError(
-        "bad_record",
-        f"{key} cannot be read: {why}.",
-        hint="Another program may have written this key; delete it, or point Penstock at a Redis of its own.",
-    )

@@ -272,6 +272,11 @@ def new_id(shard: str = "s0") -> str:
     return f"{shard}.{secrets.token_hex(16)}"
 
 
+def first_chain(request: str) -> str:
+    """The chain before a log's first entry: the random end of its request's id."""
+    return request[-16:]
+
+
 def encode(value: object) -> bytes:
     """A value as JSON bytes."""
     return msgspec.json.encode(value)

@@ -270,7 +270,7 @@ class Queue(Looking):
         """Cancel all that waits now, of one tenant if one is named; returns how many."""
         cancelled = 0
         for request in await self.waiting(model, priority):
-            if tenant and await self._batched.execute("HGET", self._keys.request(request), "tenant") != tenant.encode():
+            if tenant and ((record := await self.record(request)) is None or record.tenant != tenant):
                 continue
             state = await self.cancel(request, "its queue was purged")
             cancelled += state is RequestState.CANCELLED

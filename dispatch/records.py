@@ -1,4 +1,4 @@
-"""What is stored of requests and lines, as readers see it: frozen values. Pure.
+"""What is stored of requests and lines, as readers see it: frozen values, and how they are read back. Pure.
 
 Never here: what travels between the roles (messages.py), what workers say of themselves (reports.py), HTTP shapes.
 """
@@ -6,8 +6,18 @@ Never here: what travels between the roles (messages.py), what workers say of th
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dispatch.messages import InputKind
+import msgspec
+
+from dispatch.errors import PenstockError
+from dispatch.messages import InputKind, first_chain
 from dispatch.states import OnDisconnect, Priority, RequestState
+
+ASKED = ("v", "deadline", "created", "model", "on_disconnect", "kind", "priority", "max_attempts", "prompt", "strategy", "tenant")
+"""The words of a record's field `asked`: what never changes. The last may be of several words or none; no strategy is "-"."""
+GRANT = ("attempt", "nonce", "worker", "inbox", "granted_at")
+"""The words of its field `grant`: what comes with each grant."""
+_READABLE_VERSIONS = frozenset({"1", "2"})
+"""Version 1 had a field for each of these words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,14 @@ class RequestRecord:
     reserved: str = ""  # or is kept free for it, a suspect
     meetings: str = ""  # see dispatch/meetings.py
 
+    @property
+    def ending(self) -> "Ending":
+        """What is told of it once it has ended."""
+        return Ending(
+            self.id, self.model, self.kind, self.state, self.attempt, self.worker, self.retry_of,
+            self.created_at_ms, self.begun_at_ms, self.first_output_at_ms, self.ended_at_ms,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -121,3 +139,87 @@ class QueueStats:
     def oldest_wait_ms(self) -> int:
         """How long the oldest has waited, over the priorities."""
         return max((line.oldest_wait_ms for line in self.lines), default=0)
+
+
+def plain_fields(stored: Mapping[bytes, bytes]) -> dict[str, str]:
+    """A record's stored hash, its words in a row as fields of their own; a field of a word's name is newer than the word."""
+    fields = {name.decode(): value.decode() for name, value in stored.items()}
+    words: dict[str, str] = {}
+    for name, names in (("asked", ASKED), ("grant", GRANT)):
+        if name in fields:
+            words |= zip(names, fields.pop(name).split(" ", len(names) - 1), strict=False)
+    if words.get("strategy") == "-":
+        words["strategy"] = ""
+    return words | fields
+
+
+def record_from(request: str, stored: Mapping[bytes, bytes], key: str) -> RequestRecord:
+    """A stored hash, read strictly. Raises PenstockError("bad_record") naming `key`."""
+    try:
+        f = plain_fields(stored)
+        if f.get("v") not in _READABLE_VERSIONS:
+            raise ValueError(f"its schema version is {f.get('v') or 'missing'}")
+        return RequestRecord(
+            id=request,
+            model=f.get("model", ""),
+            kind=InputKind(f.get("kind", "")),
+            state=RequestState(f.get("state", "")),
+            priority=Priority(f.get("priority", "")),
+            tenant=f.get("tenant", ""),
+            attempt=_number(f, "attempt"),
+            charged=_number(f, "charged"),
+            crashes=_number(f, "crashes"),
+            worker=f.get("worker", ""),
+            cost_tokens=_number(f, "cost"),
+            seq=_number(f, "seq"),
+            chain=f.get("chain", first_chain(request)),
+            on_disconnect=OnDisconnect(f.get("on_disconnect", "")),
+            retry_of=f.get("retry_of", ""),
+            created_at_ms=_number(f, "created"),
+            deadline_at_ms=_number(f, "deadline"),
+            begun_at_ms=_number(f, "begun_at"),
+            first_output_at_ms=_number(f, "first_output_at"),
+            ended_at_ms=_number(f, "ended_at"),
+            not_before_ms=_number(f, "not_before"),
+            max_attempts=_number(f, "max_attempts"),
+            queued_at_ms=_number(f, "queued_at"),
+            granted_at_ms=_number(f, "granted_at"),
+            attempt_begun_at_ms=_number(f, "attempt_begun_at"),
+            story=tuple(msgspec.json.decode(line, type=Attempt) for line in f.get("story", "").splitlines()),
+            prompt_tokens=_number(f, "prompt"),
+            strategy=f.get("strategy", ""),
+            session=f.get("session", ""),
+            webhook=f.get("webhook", ""),
+            webhook_events=f.get("webhook_events", ""),
+            pinned=f.get("pinned", ""),
+            reserved=f.get("reserved", ""),
+            meetings=f.get("meetings", ""),
+        )
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise unreadable(key, error) from error
+
+
+def ending_from(request: str, stored: Mapping[bytes, bytes], key: str) -> Ending:
+    """The same of the few fields that an ending needs."""
+    try:
+        f = plain_fields(stored)
+        return Ending(
+            request, f["model"], InputKind(f["kind"]), RequestState(f["state"]), _number(f, "attempt"), f.get("worker", ""),
+            f.get("retry_of", ""), _number(f, "created"), _number(f, "begun_at"), _number(f, "first_output_at"),
+            _number(f, "ended_at"),
+        )  # fmt: skip
+    except (KeyError, ValueError) as error:
+        raise unreadable(key, error) from error
+
+
+def _number(fields: Mapping[str, str], name: str) -> int:
+    return int(fields.get(name, "0") or "0")
+
+
+def unreadable(key: str, why: Exception) -> PenstockError:
+    """The error for a stored record that is none of ours."""
+    return PenstockError(
+        "bad_record",
+        f"{key} cannot be read: {why}.",
+        hint="Another program may have written this key; delete it, or point Penstock at a Redis of its own.",
+    )

@@ -3,14 +3,13 @@
 Never here: HTTP (sse.py), where entries come from (reading.py).
 """
 
-import hashlib
 import re
 from typing import Any
 
 import msgspec
 
 from dispatch.errors import PenstockError
-from dispatch.messages import LogEntry
+from dispatch.messages import LogEntry, first_chain
 from gateway.problems import error_member
 from gateway.sse import one_line
 
@@ -58,8 +57,3 @@ def resume_from(event_id: str | None, request_id: str) -> tuple[int, str]:
         )
     seq = int(match.group(1))
     return seq, match.group(2) if seq else ""
-
-
-def first_chain(request_id: str) -> str:
-    """The chain before the first entry."""
-    return hashlib.sha1(request_id.encode(), usedforsecurity=False).hexdigest()[:16]

@@ -4,8 +4,9 @@
 A script states its contract above itself: `-- use:` names the library files it stands on, `-- args:` its arguments. With
 `-- each:` one call takes several requests, with so many words each, and replies for each (docs/decisions/0027).
 Named Lua locals are made from all, so no body says ARGV[7]; the numbers of rules and scores stand as names in capitals.
-`-- reads:` names the fields that `read_these` has of a request (`#`: as a number). What stands above a line `-- one:` is made
-once; its `ahead(ids)` is told of all requests of a call that has several, to look up in one command what each will ask for.
+`-- reads:` names the fields that `read_these` has of a request (`#`: as a number; `asked:` and `grant:` with those of their words
+that are wanted). What stands above a line `-- one:` is made once; its `ahead(ids)` is told of all requests of a call that has
+several, to look up in one command what each will ask for.
 Each runs as a Redis function, named by the hash of its text (docs/decisions/0020): as a script it would make all it is built of
 anew with each call. Never here: what a transition means to gateway or worker.
 """
@@ -22,6 +23,7 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, Res
 
 from dispatch import scores
 from dispatch.batching import Batched
+from dispatch.records import ASKED, GRANT
 from dispatch.rules import QueueRules
 
 NAMES = (
@@ -65,6 +67,9 @@ _SCORES = (
 
 _SHARED = ("now", "salt")
 """Arguments that the library files read, too: they stand above them all."""
+
+_WORDS = {"asked": dict.fromkeys(ASKED, "%S+") | {"tenant": ".*"}, "grant": dict.fromkeys(GRANT, "%S+")}
+"""Fields of a request that are words in a row, and what each looks like; `lib/ground.lua` takes them apart whole."""
 
 _UNKNOWN = "Function not found"
 _REFUSED = re.compile("unknown command|NOPERM|.*has no permissions", re.IGNORECASE)
@@ -165,15 +170,31 @@ def _run_once(args: tuple[str, ...], takes_rest: bool) -> list[str]:
 
 def _reader(fields: tuple[str, ...]) -> list[str]:
     """`read_these`: these fields of a request alone, as a table that is made whole: one that grows is made again and again."""
-    names = [field.removesuffix("#") for field in fields]
-    values = [f"tonumber(f[{n}]) or 0" if field.endswith("#") else f"f[{n}] or nil" for n, field in enumerate(fields, 1)]
-    return [
+    names = [re.split("[#:]", field)[0] for field in fields]
+    lines = [
         "local function read_these(id)",
         f"local f = redis.pcall('HMGET', k_request(id), {', '.join(map(repr, names))})",
         "if f.err or not f[1] then return nil end",
-        f"return {{id = id, {', '.join(f'{name} = {value}' for name, value in zip(names, values, strict=True))}}}",
-        "end",
     ]
+    if "asked" in names:
+        lines.append(f"if not f[{names.index('asked') + 1}] then return read_request(id) end")  # of version 1
+    made: dict[str, str] = {}
+    for n, (name, field) in enumerate(zip(names, fields, strict=True), 1):
+        if name not in _WORDS:
+            # A field of a word's name says what became of it since.
+            made[name] = f"f[{n}] or {made[name]}" if name in made else _value(field, f"f[{n}]")
+            continue
+        words = {word.removesuffix("#"): word for word in field.partition(":")[2].split(",")}
+        pattern = " ".join((f"({like})" if word in words else like) for word, like in _WORDS[name].items())
+        named = [word for word in _WORDS[name] if word in words]
+        lines.append(f"local {', '.join(named)} = string.match(f[{n}] or '', '^{pattern[: pattern.rindex(')') + 1]}')")
+        made |= {word: _value(words[word], word) for word in named}
+    made["chain"] = f"{made['chain'].removesuffix(' or nil')} or chain_of(id)"
+    return [*lines, f"return {{id = id, {', '.join(f'{name} = {value}' for name, value in made.items())}}}", "end"]
+
+
+def _value(field: str, found: str) -> str:
+    return f"tonumber({found}) or 0" if field.endswith("#") else f"{found} or nil"
 
 
 def _run_each(each: tuple[str, ...], looks_ahead: bool) -> list[str]:

@@ -4,11 +4,11 @@
 -- use: later ground line log pull choose pin next meet
 -- args: now
 -- each: salt id attempt nonce seq data
+-- reads: state grant:attempt#,nonce,worker seq# chain readers first_output_at prefilling#
 -- returns status: ok | dup | gap | fenced
-local f = redis.call('HMGET', k_request(id), 'state', 'attempt', 'nonce', 'seq', 'chain', 'readers', 'first_output_at', 'deadline',
-  'prefilling', 'worker')
-if f[1] ~= 'running' or f[2] ~= attempt or f[3] ~= nonce then return 'fenced' end
-local last = tonumber(f[4])
+local r = read_these(id)
+if fenced(r, attempt, nonce) or r.state ~= 'running' then return 'fenced' end
+local last = r.seq
 seq = tonumber(seq)
 if seq <= last then
   -- Written once more, so that a WAIT after a repeated call covers the first one's effect.
@@ -16,21 +16,17 @@ if seq <= last then
   return 'dup'
 end
 if seq > last + 1 then return 'gap' end
-local r = {id = id, attempt = tonumber(attempt), seq = last, chain = f[5], readers = f[6], deadline = tonumber(f[8])}
+if last == 0 then r.deadline = tonumber((words_of_asked(redis.call('HGET', k_request(id), 'asked') or ''))) or now + ONE_DAY_MS end
 log(r, 'chunk', data)
-local first = f[7] or text(now)
-if (tonumber(f[9]) or 0) == 0 then
-  if f[7] then
-    redis.call('HSET', k_request(id), 'seq', text(r.seq), 'chain', r.chain)
-  else
-    redis.call('HSET', k_request(id), 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', first)
-  end
+if r.first_output_at and r.prefilling == 0 then
+  redis.call('HSET', k_request(id), 'seq', text(r.seq), 'chain', r.chain)
 else
+  redis.call('HSET', k_request(id), 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', r.first_output_at or text(now), 'prefilling', '0')
+end
+if r.prefilling > 0 then
   -- Its first output: the prompt is done, and its worker may take more.
-  redis.call('HSET', k_request(id), 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', first, 'prefilling', 0)
-  local w = read_worker(f[10])
+  local w = read_worker(r.worker)
   if w then
-    r.prefilling = tonumber(f[9])
     prefilled(w, r)
     room_grew(w)
   end

@@ -35,7 +35,6 @@ if idempotency ~= '' then
 end
 
 local span = tonumber(deadline_ms)
-local chain = string.sub(id, -16) -- its random part
 local r = {
   id = id, model = model, priority = priority, cost = tonumber(cost), state = 'queued', attempt = 0, deadline = now + span,
   on_disconnect = on_disconnect, reader_look = on_disconnect == 'cancel' and now + READER_LEASE_MS or 0,
@@ -52,15 +51,16 @@ if not w then
 end
 
 local at = text(now)
-r.unstored = {'seq', '0', 'chain', chain, 'readers', reader,
-  'deadline', text(r.deadline), 'on_disconnect', on_disconnect, 'reader_look', text(r.reader_look), 'v', '1', 'model', model,
-  'kind', kind, 'priority', priority, 'tenant', tenant, 'cost', cost, 'max_attempts', max_attempts, 'created', at,
-  'prompt', prompt, 'strategy', strategy}
+local asked = '2 ' .. text(r.deadline) .. ' ' .. at .. ' ' .. model .. ' ' .. on_disconnect .. ' ' .. kind .. ' ' .. priority .. ' '
+  .. max_attempts .. ' ' .. prompt .. ' ' .. (strategy == '' and '-' or strategy) .. ' ' .. tenant
+r.unstored = {'asked', asked, 'cost', cost}
 local function store_too(field, value)
   if value == '' then return end
   table.insert(r.unstored, field)
   table.insert(r.unstored, value)
 end
+store_too('readers', reader)
+if r.reader_look > 0 then store_too('reader_look', text(r.reader_look)) end
 store_too('retry_of', retry_of)
 store_too('session', session)
 store_too('webhook', webhook)

@@ -3,12 +3,11 @@
 -- use: later ground line log pull choose pin next meet leave
 -- args: now
 -- each: salt id attempt nonce seq last detail state
--- Not all of it: what a finish does not ask for is half of the record, and a field that is missing costs a look at all others.
--- reads: model state attempt# seq# chain readers deadline# nonce worker prefilling# first_output_at tenant created begun_at webhook cost# repriced
+-- reads: state grant:attempt#,nonce,worker asked:deadline#,created,model,tenant seq# chain readers prefilling# first_output_at begun_at webhook cost# repriced
 -- returns status: ok | dup | gap | fenced
 local r = read_these(id)
 if r and (r.state == 'completed' or r.state == 'failed') and r.nonce == nonce and r.attempt == tonumber(attempt) then
-  local over = read_some(id, {'state', 'ended_at', 'dead'})
+  local over = read_request(id)
   if over.dead == '1' then return 'fenced' end
   redis.call('HSET', k_request(id), 'ended_at', over.ended_at)
   return 'dup'

@@ -5,7 +5,7 @@
 -- returns status: ok | dup | fenced
 local r = read_request(id)
 if r and r.state == 'queued' and r.nonce == nonce and r.attempt == tonumber(attempt) then
-  redis.call('HSET', k_request(id), 'nonce', nonce)
+  redis.call('HSET', k_request(id), 'state', r.state)
   return 'dup'
 end
 if fenced(r, attempt, nonce) then return 'fenced' end

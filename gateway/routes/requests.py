@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from dispatch.errors import PenstockError
 from dispatch.faults import STORE_FAULT, is_unreachable
-from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, new_id
+from dispatch.messages import Enqueued, EnqueueStatus, EntryKind, LogEntry, NewRequest, first_chain, new_id
 from dispatch.records import Ending, RequestRecord
 from dispatch.states import OnDisconnect, RequestState, shown
 from gateway.admission import admit, terms_from
@@ -19,7 +19,7 @@ from gateway.auth import Tenant, authenticated
 from gateway.bodies import parse_object, read_body
 from gateway.context import Gateway, address_of, gateway_of, headers_of, store_present
 from gateway.fields import NativeFields, parse
-from gateway.native_events import NativeFrames, first_chain, resume_from
+from gateway.native_events import NativeFrames, resume_from
 from gateway.queries import LARGEST_PAGE, MAX_WAIT_S, PAGE, moment_ms, number, preferred_wait_s, row_of
 from gateway.reading import Over, expired, not_found
 from gateway.shapes import accepted_document, as_json, etag_of, is_ended, request_document, result_document, story_headers

@@ -7,6 +7,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from dispatch.records import plain_fields
 from dispatch.rules import QueueRules
 from dispatch.scores import Load, Need, is_closed, is_pull, standing, suits
 from dispatch.states import ENDINGS, HELD, Priority
@@ -41,7 +42,7 @@ _READ = {
 }
 
 
-_UNSAID = {"charged": "0", "crashes": "0", "webhook_events": ""}
+_UNSAID = {"attempt": "0", "seq": "0", "charged": "0", "crashes": "0", "webhook_events": "", "reader_look": "0", "readers": ""}
 """What a record says only once it is so."""
 
 
@@ -89,7 +90,8 @@ async def snapshot(redis: Redis) -> Snapshot:
         if area:
             value = _plain(next(replies))
             if area == "request" and isinstance(value, dict):
-                value = _UNSAID | value
+                stored = {k.encode(errors="surrogateescape"): v.encode(errors="surrogateescape") for k, v in value.items()}
+                value = _UNSAID | {"chain": chain_start(rest)} | plain_fields(stored)
             found.of[area][rest] = list(zip(value[::2], value[1::2], strict=True)) if "WITHSCORES" in _READ[area] else value
     return found
 

@@ -35,10 +35,12 @@ BUGS = (
     Bug("no nonce check", walks.strangers, G, " or r.nonce ~= nonce"),
     Bug("no attempt check", walks.strangers, G, " or r.attempt ~= tonumber(attempt)"),
     Bug(
-        "append without fence", walks.zombie, "append.lua", "if f[1] ~= 'running' or f[2] ~= attempt or f[3] ~= nonce", "if false"
+        "append without fence",
+        walks.zombie,
+        "append.lua",
+        "if fenced(r, attempt, nonce) or r.state ~= 'running' then",
+        "if false then",
     ),
-    Bug("append without nonce check", walks.strangers, "append.lua", " or f[3] ~= nonce"),
-    Bug("append without attempt check", walks.strangers, "append.lua", " or f[2] ~= attempt"),
     Bug("finish after death by a lapsed lease is taken", walks.lease_over, "finish.lua", "over.dead == '1'", "false"),
     # the log
     Bug("a gap is taken", walks.whole_life, "append.lua", "if seq > last + 1 then return 'gap' end"),
@@ -189,7 +191,7 @@ BUGS = (
     Bug("it opens too early", late_walks.reopened, PULL, ">= OPEN_S *", ">= 2 * OPEN_S *"),
     Bug("any prompt closes", late_walks.reopened, PULL, ">= OPEN_S *", ">= 0 *"),
     Bug("the first output does not meet", late_walks.reopened, "append.lua", "  room_grew(w)\n", "  store_load(w)\n  park(w)\n"),
-    Bug("every output is a first", late_walks.reopened, "append.lua", ", 'prefilling', 0)", ")"),
+    Bug("every output is a first", late_walks.reopened, "append.lua", ", 'prefilling', '0')", ")"),
     Bug("nobody waits for the better", late_walks.waits_for_the_better, CHOOSE, "      return false\n", "      return true\n"),
     Bug("the worse takes who waits", late_walks.waits_for_the_better, NEXT, "if suits(w, r) then best", "if true then best"),
     Bug("a little better is waited for", late_walks.waits_for_the_better, CHOOSE, "here > SLACK *", "here > 1 *"),

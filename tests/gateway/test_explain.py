@@ -15,7 +15,7 @@ from dispatch.fleet import Fleet
 from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
 from dispatch.reasons import Judged, Needs, Reason, judge
-from dispatch.records import RequestRecord
+from dispatch.records import ASKED, RequestRecord, plain_fields
 from dispatch.rules import QueueRules
 from dispatch.scores import Strategy
 from dispatch.states import RequestState, WorkerState
@@ -331,10 +331,13 @@ async def test_only_its_tenant_may_ask(redis: Redis, server_url: str, workers: S
 
 async def test_a_record_of_an_older_release_is_explained(gateway: Running, workers: StandIns, redis: Redis) -> None:
     request = await submitted(gateway)
-    await redis.hdel(f"{{s0}}:request:{request}", "prompt", "strategy", "session", "meetings")
+    key = f"{{s0}}:request:{request}"
+    known = plain_fields(await redis.hgetall(key))  # type: ignore[misc]
+    await redis.hset(key, mapping={name: known[name] for name in ASKED if name not in ("prompt", "strategy")} | {"v": "1"})  # type: ignore[misc]
+    await redis.hdel(key, "asked", "session", "meetings")  # type: ignore[misc]
     said = await why(gateway, request)
     assert said["meetings"] == [] and said["needs"]["cost_tokens"] == COST and said["needs"]["strategy"] is None
-    await redis.hset(f"{{s0}}:request:{request}", "meetings", "nonsense\n12 waits\n13 waits no_room w-1 4.5\n14 later words\n")
+    await redis.hset(key, "meetings", "nonsense\n12 waits\n13 waits no_room w-1 4.5\n14 later words\n")
     assert [met["free_tokens"] for met in (await why(gateway, request))["meetings"]] == [4]
 
 

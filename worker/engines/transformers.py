@@ -1,7 +1,7 @@
 """The transformers engine: a model folder or hub id on the library's continuous batching, on CPU and CUDA.
 
 One KV budget for all requests; each has its own sampling; closing a request's iterator frees its blocks before the next
-step. Never here: loading (transformers_loading.py), choosing tokens (transformers_sampling.py), text (transcript.py); nor a thread
+step. Never here: loading (transformers_loading.py), choosing tokens (transformers_sampling.py), text (transcript.py), a thread
 that computes and lives on beside the generation loop's.
 """
 

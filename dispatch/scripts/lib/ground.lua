@@ -9,26 +9,47 @@ local function k_request(id) return TAG .. 'request:' .. id end
 local function k_input(id) return TAG .. 'input:' .. id end
 local function k_output(id) return TAG .. 'output:' .. id end
 local function k_tombstone(id) return TAG .. 'tombstone:' .. id end
-local function k_worker(id) return TAG .. 'worker:' .. id end
-local function k_held(id) return TAG .. 'held:' .. id end
-local function k_prefill(id) return TAG .. 'prefill:' .. id end
-local function k_inbox(id) return TAG .. 'inbox:' .. id end
-local function k_parked(model) return TAG .. 'parked:' .. model end
-local function k_rooms(model) return TAG .. 'rooms:' .. model end
-local function k_shut(model) return TAG .. 'shut:' .. model end
-local function k_others(model) return TAG .. 'others:' .. model end
-local function k_pins(model) return TAG .. 'pins:' .. model end
-local function k_leases(model) return TAG .. 'leases:' .. model end
-local function k_stats(model) return TAG .. 'stats:' .. model end
-local function k_feed(gateway) return TAG .. 'feed:' .. gateway end
 local function k_webhook(id) return TAG .. 'webhook:' .. id end
-local function k_gateway(gateway) return TAG .. 'gateway:' .. gateway end
+
+local known_keys, known_count = {}, 0 -- area -> name -> its key, of this tag: workers, gateways and models come again and again
+
+local function keys_of(area)
+  return function(name)
+    local of_area = known_keys[area]
+    local key = of_area and of_area[name]
+    if key then return key end
+    if known_count == 1000 then known_keys, known_count, of_area = {}, 0, nil end
+    if not of_area then
+      of_area = {}
+      known_keys[area] = of_area
+    end
+    key = TAG .. area .. ':' .. name
+    of_area[name] = key
+    known_count = known_count + 1
+    return key
+  end
+end
+
+local k_worker = keys_of('worker')
+local k_held = keys_of('held')
+local k_prefill = keys_of('prefill')
+local k_inbox = keys_of('inbox')
+local k_parked = keys_of('parked')
+local k_rooms = keys_of('rooms')
+local k_shut = keys_of('shut')
+local k_others = keys_of('others')
+local k_pins = keys_of('pins')
+local k_leases = keys_of('leases')
+local k_stats = keys_of('stats')
+local k_feed = keys_of('feed')
+local k_gateway = keys_of('gateway')
 
 -- Only Redis's clock counts; tests hand in one of their own.
 local function start_call(timers)
   if timers ~= TIMERS then
     TIMERS = timers
     TAG = string.sub(timers, 1, -7)
+    known_keys, known_count = {}, 0
     K_REQUESTS = TAG .. 'requests'
     K_EXPIRIES = TAG .. 'expiries'
     K_PAUSED = TAG .. 'paused'
@@ -44,33 +65,40 @@ local function start_call(timers)
   for _, anew in ipairs(at_start) do anew() end
 end
 
+-- Where the chain of a request's log begins: at the random part of its id.
+local function chain_of(id) return string.sub(id, -16) end
+
 local NUMBERS = {'cost', 'attempt', 'charged', 'crashes', 'lease', 'not_before', 'deadline', 'seq', 'reader_look',
   'max_attempts', 'created', 'queued_at', 'granted_at', 'begun_at', 'first_output_at', 'ended_at',
   'attempt_begun_at', 'prompt', 'prefilling'}
-local IS_NUMBER = {}
-for i = 1, #NUMBERS do IS_NUMBER[NUMBERS[i]] = true end -- at load there is no ipairs
+
+-- What never changes of a request is one field, and what comes with a grant another: each field of a hash is searched for among all.
+-- `asked`: version, then these; the tenant may be of several words or none.
+local function words_of_asked(asked)
+  return string.match(asked, '^%S+ (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (.*)$')
+end
+
+-- attempt, nonce, worker, the entry of its inbox, when
+local function words_of_grant(grant) return string.match(grant, '^(%S+) (%S+) (%S+) (%S+) (%S+)$') end
 
 -- A request's hash as a table, or nil. What is no request of ours (another type, another's fields) is nil as well:
--- one damaged record must not stop the sweep of all.
+-- one damaged record must not stop the sweep of all. Version 1 had a field for each word.
 local function read_request(id)
   local flat = redis.pcall('HGETALL', k_request(id))
   if flat.err or #flat == 0 then return nil end
   local r = {id = id}
   for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
-  if not (r.model and r.state and r.chain) then return nil end
+  if r.asked then
+    local then_continue = r.on_disconnect
+    r.deadline, r.created, r.model, r.on_disconnect, r.kind, r.priority, r.max_attempts, r.prompt, r.strategy, r.tenant = words_of_asked(r.asked)
+    r.on_disconnect = then_continue or r.on_disconnect
+    if r.strategy == '-' then r.strategy = '' end
+  end
+  if r.grant then r.attempt, r.nonce, r.worker, r.inbox, r.granted_at = words_of_grant(r.grant) end
+  if not (r.model and r.state) then return nil end
   for _, field in ipairs(NUMBERS) do r[field] = tonumber(r[field]) or 0 end
   r.session = r.session or ''
-  return r
-end
-
--- The same with these fields alone: where few are needed, the others are most of the cost.
-local function read_some(id, fields)
-  local found = redis.pcall('HMGET', k_request(id), unpack(fields))
-  if found.err or not found[1] then return nil end
-  local r = {id = id}
-  for i, field in ipairs(fields) do
-    if IS_NUMBER[field] then r[field] = tonumber(found[i]) or 0 else r[field] = found[i] or nil end
-  end
+  r.chain = r.chain or chain_of(id)
   return r
 end
 

@@ -60,12 +60,15 @@ local function stop_worker(r, reason)
   redis.call('PEXPIRE', k_inbox(r.worker), WORKER_TTL_MS)
 end
 
+local COUNTED = {{'prompt_tokens', '"prompt_tokens":'}, {'completion_tokens', '"completion_tokens":'}}
+
 local function count_usage(model, detail)
-  -- In a text of the detail the quotes would be escaped.
-  local prompt = string.match(detail, '"prompt_tokens":(%d+)')
-  if not prompt then return end
-  count(model, 'prompt_tokens', tonumber(prompt))
-  count(model, 'completion_tokens', tonumber(string.match(detail, '"completion_tokens":(%d+)') or 0))
+  for _, what in ipairs(COUNTED) do
+    -- In a text of the detail the quotes would be escaped.
+    local _, to = string.find(detail, what[2], 1, true)
+    local tokens = to and string.match(detail, '^%s*(%d+)', to + 1)
+    if tokens then count(model, what[1], tonumber(tokens)) end
+  end
 end
 
 -- Who asked to be told of this ending is owed it from here on: written with the ending, so that no crash lies between.

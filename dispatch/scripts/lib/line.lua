@@ -108,7 +108,7 @@ local function put_in_line(r, part)
   if part ~= SUSPECTS and not is_pull(r.strategy) then redis.call('ZADD', k_others(r.model), r.cost, other_of(r.priority, part, r.entry)) end
   r.state = 'queued'
   r.part = part
-  redis.call('HSET', k_request(r.id), 'state', 'queued', 'attempt', r.attempt, 'part', part, 'entry', r.entry, 'queued_at', now,
+  redis.call('HSET', k_request(r.id), 'state', 'queued', 'part', part, 'entry', r.entry, 'queued_at', now,
     'meetings', r.meetings or '', what_came(r))
   set_timer(r)
 end

@@ -41,8 +41,9 @@ local function grant(r, w)
     end
   end
   note_meeting(r, 'granted ' .. w.id .. ' ' .. (r.met or 'line'))
-  redis.call('HSET', k_request(r.id), 'state', 'granted', 'attempt', text(r.attempt), 'nonce', r.nonce, 'worker', w.id,
-    'lease', text(r.lease), 'inbox', r.inbox, 'granted_at', text(now), 'prefilling', text(r.prefilling), 'meetings', r.meetings, what_came(r))
+  local told = text(r.attempt) .. ' ' .. r.nonce .. ' ' .. w.id .. ' ' .. r.inbox .. ' ' .. text(now)
+  redis.call('HSET', k_request(r.id), 'state', 'granted', 'grant', told, 'lease', text(r.lease), 'prefilling', text(r.prefilling),
+    'meetings', r.meetings, what_came(r))
   set_timer(r)
   remember_turn(r, w)
   if r.pinned and r.pinned ~= '' then lose_pin(r, w) end
