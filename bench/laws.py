@@ -7,7 +7,8 @@ parked workers 1, 36, 1,000, with room and with too little; backlog 0, 1,000, 10
 
 import argparse
 import asyncio
-import dataclasses
+
+import msgspec
 
 from dispatch import messages as m
 from dispatch import scores
@@ -151,7 +152,7 @@ class Bench:
     async def _enqueue(self, count: int, strategy: str = "") -> None:
         for start in range(0, count, 1000):
             news = (
-                dataclasses.replace(self._new(), prompt_tokens=_CLOSES, strategy=strategy)
+                msgspec.structs.replace(self._new(), prompt_tokens=_CLOSES, strategy=strategy)
                 for _ in range(min(1000, count - start))
             )
             await asyncio.gather(*(self._queue.enqueue(new) for new in news))

@@ -209,8 +209,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "a repeated enqueue has a new id",
         _SUBMITTING,
         "            await asyncio.sleep(_RETRY_S)\n    if done.status is EnqueueStatus.FULL",
-        "            import dataclasses\n            from dispatch.messages import new_id\n"
-        "            new = dataclasses.replace(new, id=new_id(gateway.queue.shard))\n    if done.status is EnqueueStatus.FULL",
+        "            from dispatch.messages import new_id\n"
+        "            new = msgspec.structs.replace(new, id=new_id(gateway.queue.shard))\n"
+        "    if done.status is EnqueueStatus.FULL",
         "drop-replies,cut,client-kill",
         expects={"I10"},
     ),

@@ -8,14 +8,14 @@ Never here: what may be repeated (the callers know), blocking commands (they hav
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from dispatch.faults import NotReplicated
 from dispatch.replicas import Replicas
-from dispatch.wire import Wire
+from dispatch.wire import Wire, Wires
 
 _LANES = 2  # one batch is on its way while the next gathers; more lanes only make smaller batches
 _BATCH = 256
@@ -94,18 +94,19 @@ class Batched:
         self._wait_replica_ms = wait_replica_ms
         self._wait_key = wait_key
         self._replicas = Replicas()
+        self._wires: Wires = client.connection_pool.wires
         self._waiting: deque[Asked] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
         self._running = 0
 
-    async def execute(self, *command: Any) -> Any:
+    def execute(self, *command: Any) -> Awaitable[Any]:
         """The reply to one command; raises what the client raises for it, or for the whole round trip."""
-        return await self._ask(command, None)
+        return self._ask(command, None)
 
-    async def join(self, own: tuple[Any, ...], *command: Any) -> Any:
+    def join(self, own: tuple[Any, ...], *command: Any) -> Awaitable[Any]:
         """The same for a command that takes several of what it is asked for, each so many words behind it, and that replies
         with a list: those that are asked together go as one."""
-        return await self._ask(command, own)
+        return self._ask(command, own)
 
     def _ask(self, command: tuple[Any, ...], own: tuple[Any, ...] | None) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -118,14 +119,14 @@ class Batched:
         return future
 
     async def _run(self) -> None:
-        wire = Wire(self._client)
+        wire = self._wires.take()
         try:
             while self._waiting:
                 await self._round_trip(wire, [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
         finally:
             # Counted here and not by the task's end: a command asked between the two would wait for a lane that is gone.
             self._running -= 1
-            await wire.release()
+            await self._wires.give_back(wire)
 
     async def _round_trip(self, wire: Wire, batch: list[Asked]) -> None:
         calls = together(batch)

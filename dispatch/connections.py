@@ -12,6 +12,9 @@ from redis.asyncio.connection import parse_url
 class ToldBroken:
     """uvloop raises RuntimeError for a write to a wire that was cut while it connected; the client knows only OSError."""
 
+    leaves_replicas = False
+    """Whether a server that says it is a replica is not the one this connection is for."""
+
     async def _send_packed_command(self, command: Any) -> None:
         try:
             await super()._send_packed_command(command)  # type: ignore[misc]

@@ -1,11 +1,12 @@
 """What travels between gateway, Redis and worker: frozen values, and how they are written down. Pure.
 
 Values that cross Redis are JSON by msgspec, or flat hash fields; every stored document carries `v`, its schema version.
+What every request makes anew is a frozen struct of msgspec, the rest are dataclasses: docs/decisions/0029.
 Never here: I/O, clocks, keys, the wire shapes of HTTP (gateway/routes).
 """
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -35,8 +36,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(msgspec.Struct, frozen=True):
     """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 mean off."""
 
     max_tokens: int
@@ -47,8 +47,7 @@ class Sampling:
     seed: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
+class InferenceRequest(msgspec.Struct, frozen=True):
     """What a client asked for, as the worker and its engine see it (stored as `{s}:input:<id>`).
 
     `prompt_token_ids` is what the gateway computed with the model card's tokenizer, chat template applied; empty when
@@ -64,13 +63,12 @@ class InferenceRequest:
     messages: tuple[dict[str, Any], ...] = ()
     prompt: str = ""
     input: Any = None
-    body: dict[str, Any] = field(default_factory=dict)
+    body: dict[str, Any] = msgspec.field(default_factory=dict)
     cost_tokens: int = 0
     v: int = SCHEMA_VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens read and written, as OpenAI counts them."""
 
     prompt_tokens: int
@@ -85,8 +83,7 @@ class Usage:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class NewRequest:
+class NewRequest(msgspec.Struct, frozen=True):
     """A request on its way into a line. `input` is the encoded InferenceRequest; spans are milliseconds.
 
     `reader` names the gateway that will read the output ("" for a detached submit). `idempotency` is the hash of the
@@ -125,8 +122,7 @@ class EnqueueStatus(StrEnum):
     FULL = "full"  # the backlog is at its limit; nothing was stored
 
 
-@dataclass(frozen=True, slots=True)
-class Enqueued:
+class Enqueued(msgspec.Struct, frozen=True):
     """The answer to an enqueue. `position` is 0 when it was granted at once; `backlog` counts the model's waiting."""
 
     status: EnqueueStatus
@@ -168,8 +164,7 @@ class Parked:
     granted: int
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """A request under a lease: the right to work it. (attempt, nonce) is the fence."""
 
     request: str
@@ -180,8 +175,7 @@ class Grant:
     inbox_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(msgspec.Struct, frozen=True):
     """Word to a worker that a request it held has ended without it (cancelled, expired) or was taken away."""
 
     request: str
@@ -189,8 +183,7 @@ class Stop:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+class Begun(msgspec.Struct, frozen=True):
     """A full lease, what to compute, and where the output stands: the next append is `seq + 1`."""
 
     request: InferenceRequest
@@ -224,8 +217,7 @@ class EntryKind(StrEnum):
     END = "end"
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogEntry(msgspec.Struct, frozen=True):
     """One entry of a request's output log. `data` is JSON bytes exactly as stored; `chain` 16 hex of the hash chain.
 
     A note tells that a later attempt goes on from here: `{"attempt": int, "worker": str}`.

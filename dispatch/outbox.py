@@ -56,7 +56,7 @@ class Outbox:
 
     async def _run(self, name: str, **values: str | int | float | bytes) -> Any:
         now = self._now() if self._now else ""
-        return await self._scripts[name](self._batched, self._keys.timers, (), now=now, **values)
+        return await self._scripts[name](self._batched, self._keys.timers, (), {**values, "now": now})
 
     async def take(self, *, again_ms: int, limit: int = _MOST_AT_ONCE) -> list[Due]:
         """What is due, oldest first. Nobody else is offered it for `again_ms`, or until a try is noted."""

@@ -6,7 +6,7 @@ looking without changing anything (looking.py).
 
 import random
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -19,7 +19,7 @@ from dispatch.looking import Looking
 from dispatch.rules import QueueRules
 from dispatch.scripts import Script, compose_all
 from dispatch.states import Priority, RequestState
-from dispatch.wire import Wire
+from dispatch.wire import Wires
 
 _PROMISES = frozenset({"enqueue", "cancel", "finish"})
 
@@ -46,13 +46,14 @@ class Queue(Looking):
         self.shard = shard
         self._now = now
         self._scripts = scripts or compose_all(rules)
+        self._wires: Wires = self._redis.connection_pool.wires
 
-    async def _run(
+    def _run(
         self, name: str, rest: tuple[str | int, ...] = (), *, sure: bool = False, **values: str | int | float | bytes
-    ) -> Any:
-        now = self._now() if self._now else ""
+    ) -> Awaitable[Any]:
+        values["now"] = self._now() if self._now else ""
         batched = self._promised if sure or name in _PROMISES else self._batched
-        return await self._scripts[name](batched, self._keys.timers, rest, now=now, **values)
+        return self._scripts[name](batched, self._keys.timers, rest, values)
 
     # ---- clients' side
 
@@ -160,12 +161,12 @@ class Queue(Looking):
 
     async def _next(self, stream: str, after: str, count: int, block_ms: int | None) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """What stands in a stream after an id. Waits for something, so long at most; None: not at all."""
-        wire = Wire(self._redis)
+        wire = self._wires.take()
         block = () if block_ms is None else ("BLOCK", block_ms)
         try:
             (found,) = await wire.exchange([("XREAD", "COUNT", count, *block, "STREAMS", stream, after)])
         finally:
-            await wire.release()
+            await self._wires.give_back(wire)
         if isinstance(found, Exception):
             raise found
         return [(id, dict(zip(fields[::2], fields[1::2], strict=True))) for _, got in found or () for id, fields in got]

@@ -11,11 +11,21 @@ from redis.sentinel import Sentinel
 
 from dispatch.connections import url_arguments
 from dispatch.sentinel import SCHEMES, parse_sentinel_url, pool_arguments
+from dispatch.wire import Wires
 
 BLOCK_MS = 2_000
 """The longest a blocking read may block: the socket timeout must outlast it by far (facts: a longer block hangs or dies)."""
 
 _SOCKET_TIMEOUT_S = BLOCK_MS / 1000 + 3
+
+_KEPT_WIRES = 3
+"""Two lanes of batches and a blocking read. Of a small pool one connection less than all: the client itself needs one."""
+
+
+class _Pool(BlockingConnectionPool):
+    """The client's connections, and those of them that batches keep."""
+
+    wires: Wires
 
 
 def connect(url: str, *, max_connections: int = 64) -> Redis:
@@ -35,8 +45,10 @@ def connect(url: str, *, max_connections: int = 64) -> Redis:
         "protocol": 2,
     }
     arguments = pool_arguments(url) if url.startswith(SCHEMES) else url_arguments(url)
-    pool = BlockingConnectionPool(**{**limits, **arguments})
-    return Redis.from_pool(pool)  # the pool is its own: closing it closes both
+    pool = _Pool(**{**limits, **arguments})
+    client = Redis.from_pool(pool)  # the pool is its own: closing it closes both
+    pool.wires = Wires(client, keep=min(_KEPT_WIRES, max_connections - 1))
+    return client
 
 
 def connect_blocking(url: str, *, block_s: float = BLOCK_MS / 1000) -> Blocking:

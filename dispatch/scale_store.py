@@ -34,7 +34,7 @@ class ScaleStore:
 
     async def _run(self, name: str, group: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes) -> Any:
         now = self._now() if self._now else ""
-        return await compose_scale()[name](self._batched, keys.scale_leader(group), rest, now=now, **values)
+        return await compose_scale()[name](self._batched, keys.scale_leader(group), rest, {**values, "now": now})
 
     # ---- who leads
 

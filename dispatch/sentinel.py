@@ -192,6 +192,8 @@ class Masters:
 class _ToMaster(ToldBroken, Connection):
     """A connection that asks before it connects, and makes sure that it met a master."""
 
+    leaves_replicas = True
+
     def __init__(self, *, masters: Masters, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._masters = masters

@@ -7,10 +7,12 @@ Never here: noticing a change (watching.py), streams (streaming.py: they rewind)
 """
 
 import asyncio
-import dataclasses
 import logging
 import time
+from dataclasses import dataclass
 from itertools import islice
+
+import msgspec
 
 from dispatch.faults import STORE_FAULT, as_penstock, is_unreachable
 from dispatch.messages import EnqueueStatus, NewRequest
@@ -32,7 +34,7 @@ _AGAIN_S = 0.25
 _AGAIN_MOST_S = 5.0
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class _Promise:
     new: NewRequest
     deadline: float  # by time.monotonic()
@@ -156,7 +158,7 @@ class Promises:
         request = promise.new.id
         left_ms = int((promise.deadline - time.monotonic()) * 1000)
         try:
-            done = await self._queue.enqueue(dataclasses.replace(promise.new, deadline_ms=max(1, left_ms)))
+            done = await self._queue.enqueue(msgspec.structs.replace(promise.new, deadline_ms=max(1, left_ms)))
         except STORE_FAULT as error:
             fault = as_penstock(error)
             return self._give_up(promise, fault.code, left_ms if fault.kind.retryable else 0)

@@ -4,7 +4,6 @@ Never here: what a client sends or sees (routes), frames (sse.py).
 """
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ async def submit(gateway: Gateway, new: NewRequest) -> Enqueued:
 
 def _under(request: str, new: NewRequest) -> NewRequest:
     kept = decode(new.input, InferenceRequest, "the input of a replayed request")
-    return dataclasses.replace(new, id=request, input=encode(dataclasses.replace(kept, id=request)))
+    return msgspec.structs.replace(new, id=request, input=encode(msgspec.structs.replace(kept, id=request)))
 
 
 def maybe_accepted(why: str) -> PenstockError:
@@ -156,7 +155,7 @@ def renewed(record: RequestRecord, kept: InferenceRequest, tenant: str, new_id: 
     return NewRequest(
         id=new_id,
         model=record.model,
-        input=encode(dataclasses.replace(kept, id=new_id)),
+        input=encode(msgspec.structs.replace(kept, id=new_id)),
         kind=record.kind,
         cost_tokens=record.cost_tokens,
         deadline_ms=record.deadline_at_ms - record.created_at_ms,

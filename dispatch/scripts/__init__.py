@@ -14,9 +14,10 @@ anew with each call. Never here: what a transition means to gateway or worker.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import resources
+from operator import itemgetter
 from typing import Any
 
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
@@ -94,18 +95,20 @@ class Script:
         self._args = args
         self._each = each
         self._takes_rest = takes_rest
+        self._known = frozenset((*args, *each))
+        self._shared = _values_of(args)
+        self._own = _values_of(each)
 
     async def __call__(
-        self, redis: Batched, key: str, rest: tuple[str | int, ...] = (), **values: str | int | float | bytes
+        self, redis: Batched, key: str, rest: tuple[str | int, ...], values: Mapping[str, str | int | float | bytes]
     ) -> Any:
         """Run it on the shard whose timers are `key`, or on a group's leader. Loads it where the server does not know it."""
         if rest and not self._takes_rest:
             raise TypeError(f"{self.name}.lua takes no further arguments")
-        shared = (1, key, *[values.pop(name) for name in self._args], *rest)
-        own = tuple([values.pop(name) for name in self._each])
-        if values:
-            raise TypeError(f"{self.name}.lua has no argument {', '.join(values)}")
-        ask = redis.execute if not own else partial(redis.join, own)
+        if values.keys() != self._known:
+            raise TypeError(f"{self.name}.lua has not these arguments: {', '.join(values.keys() ^ self._known)}")
+        shared = (1, key, *self._shared(values), *rest)
+        ask = partial(redis.join, self._own(values)) if self._each else redis.execute
         if self._as_function:
             try:
                 return await ask("FCALL", self.function, *shared)
@@ -137,6 +140,13 @@ class Script:
             self._as_function = False
             return False
         return True
+
+
+def _values_of(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """The values under these names, in their order."""
+    if len(names) < 2:
+        return lambda values: tuple(values[name] for name in names)
+    return itemgetter(*names)
 
 
 def _read(name: str) -> str:

@@ -1,7 +1,9 @@
 """Commands of many tasks in few round trips: each gets its own reply, whatever the others do."""
 
 import asyncio
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -34,25 +36,19 @@ async def test_a_cancelled_caller_disturbs_nobody(redis: Redis) -> None:
 
 
 class _Instant:
-    """A client whose round trips take no time, so that lanes end in every order beside new commands."""
+    """Wires whose round trips take no time, so that lanes end in every order beside new commands."""
 
-    response_callbacks: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self) -> None:
-        self.connection_pool = self
-
-    async def get_connection(self) -> "_Instant":
+    def take(self) -> "_Instant":
         return self
 
-    async def release(self, connection: "_Instant") -> None: ...
+    async def give_back(self, wire: "_Instant") -> None: ...
 
-    async def send_packed_command(self, packed: bytes) -> None: ...
-
-    async def read_response(self) -> None: ...
+    async def exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [None] * len(commands)
 
 
 async def test_no_command_is_forgotten_between_two_lanes() -> None:
-    batched = Batched(_Instant())
+    batched = Batched(SimpleNamespace(connection_pool=SimpleNamespace(wires=_Instant())))
 
     async def asking(delay: int) -> None:
         for _ in range(200):

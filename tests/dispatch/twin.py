@@ -5,9 +5,9 @@ Also plays the part of the gateways: what they got by attach and feed must be th
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from dispatch import messages as m

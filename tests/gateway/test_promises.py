@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from dispatch import messages as m

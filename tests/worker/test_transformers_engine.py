@@ -5,11 +5,12 @@ import re
 import shutil
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from dispatch.errors import PenstockError
 from dispatch.messages import FinishReason, InferenceRequest, InputKind, Sampling
