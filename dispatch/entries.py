@@ -4,52 +4,48 @@ Never here: reading them (queue.py, looking.py), writing them (scripts/).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from dispatch.errors import PenstockError
 from dispatch.messages import EntryKind, Grant, LogEntry, Stop
 
 
-def log_entries(request: str, raw: Iterable[Any]) -> list[LogEntry]:
-    """All of an XRANGE reply of an output log, flat (from Lua) or parsed (from the client).
-
-    An end may have the chunk before it in its own entry: these are two. Raises PenstockError("bad_record").
-    """
+def log_entries(request: str, raw: Sequence[bytes], *, first_seq: int = 1) -> list[LogEntry]:
+    """Elements of an output log, of which the first has `first_seq`. Raises PenstockError("bad_record")."""
     entries: list[LogEntry] = []
-    for raw_id, raw_fields in raw:
-        fields = raw_fields if isinstance(raw_fields, dict) else dict(zip(raw_fields[::2], raw_fields[1::2], strict=True))
+    for seq, element in enumerate(raw, first_seq):
         try:
-            seq, attempt = map(int, raw_id.split(b"-"))
-            end = LogEntry(request, seq, attempt, EntryKind(fields[b"k"].decode()), fields[b"d"], fields[b"h"].decode())
-            if b"c" in fields:
-                entries.append(_last_chunk(end, fields[b"c"], fields[b"g"].decode()))
-            entries.append(end)
-        except (KeyError, ValueError) as error:
-            raise PenstockError(
-                "bad_record", f"Entry {raw_id.decode()} of the output of {request} cannot be read: {error!r}."
-            ) from error
+            attempt, kind, chain, data = element.split(b" ", 3)
+            entries.append(LogEntry(request, seq, int(attempt), EntryKind(kind.decode()), data, chain.decode()))
+        except ValueError as error:
+            raise _unreadable(request, seq, error) from error
     return entries
 
 
+def older_log_entries(request: str, raw: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[LogEntry]:
+    """The same of a log of version 1, which was a stream. Raises PenstockError("bad_record")."""
+    entries: list[LogEntry] = []
+    for raw_id, fields in raw:
+        try:
+            seq, attempt = map(int, raw_id.split(b"-"))
+            entries.append(LogEntry(request, seq, attempt, EntryKind(fields[b"k"].decode()), fields[b"d"], fields[b"h"].decode()))
+        except (KeyError, ValueError) as error:
+            raise _unreadable(request, raw_id.decode(), error) from error
+    return entries
+
+
+def _unreadable(request: str, entry: int | str, why: Exception) -> PenstockError:
+    return PenstockError("bad_record", f"Entry {entry} of the output of {request} cannot be read: {why!r}.")
+
+
 def feed_entries(fields: Mapping[bytes, bytes]) -> Sequence[LogEntry | None]:
-    """What one entry of a feed says; None: the feed was cut."""
-    if b"m" not in fields:
-        return _older_feed_entry(fields)
+    """What one entry of a feed says, an end's with the chunk before it; None: the feed was cut."""
+    if b"m" not in fields:  # or it is of version 1: to attach anew is right, too
+        return (None,)
     request, seq, attempt, kind, chain, *last_chain = fields[b"m"].decode().split(" ")
     told = LogEntry(request, int(seq), int(attempt), EntryKind(kind), fields[b"d"], chain)
-    return (_last_chunk(told, fields[b"c"], last_chain[0]), told) if last_chain else (told,)
-
-
-def _last_chunk(end: LogEntry, data: bytes, chain: str) -> LogEntry:
-    return LogEntry(end.request, end.seq - 1, end.attempt, EntryKind.CHUNK, data, chain)
-
-
-def _older_feed_entry(fields: Mapping[bytes, bytes]) -> Sequence[LogEntry | None]:
-    """As workers of the release before write it."""
-    if b"r" not in fields:
-        return (None,)
-    kind = EntryKind(fields[b"k"].decode())
-    return (LogEntry(fields[b"r"].decode(), int(fields[b"s"]), int(fields[b"a"]), kind, fields[b"d"], fields[b"h"].decode()),)
+    if not last_chain:
+        return (told,)
+    return LogEntry(request, told.seq - 1, told.attempt, EntryKind.CHUNK, fields[b"c"], last_chain[0]), told
 
 
 def inbox_word(worker: str, inbox_id: str, fields: Mapping[bytes, bytes]) -> Grant | Stop | None:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from dispatch import keys
 from dispatch.keys import ShardKeys
-from dispatch.looking import POSITION_SCAN
+from dispatch.looking import POSITION_SCAN, read_log
 from dispatch.messages import decode
 from dispatch.reasons import Ahead, SeenWorker
 from dispatch.records import RequestRecord
@@ -93,9 +93,8 @@ class Explaining:
 
     async def end(self, record: RequestRecord) -> bytes | None:
         """The data of an ended request's last entry."""
-        found = await self._redis.xrevrange(self._keys.output(record.id), count=1)
-        data: bytes | None = found[0][1].get(b"d") if found else None
-        return data
+        log = await read_log(self._redis, self._keys.output(record.id), record.id)
+        return log[-1].data if log else None
 
     async def now_ms(self) -> int:
         """Redis's clock."""

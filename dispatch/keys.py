@@ -21,9 +21,9 @@ key                                type    holds                                
 {s}:prefill:<worker>               hash    request id -> prompt tokens without output   1 h            meet, append / park
 {s}:inbox:<worker>                 stream  grants and stops on their way to it          1 h            meet, endings / worker
 {s}:timers                         zset    every unfinished request -> next look, ms    none           all / sweep
-{s}:request:<id>                   hash    state and story, see RequestRecord           deadline+, then retention
+{s}:request:<id>                   hash    state and story, see records.py              deadline+, then retention
 {s}:input:<id>                     string  what to compute                              until completed, else as the output
-{s}:output:<id>                    stream  the log, entry id `<seq>-<attempt>`          as the request
+{s}:output:<id>                    list    the log, element n is seq n: entries.py      as the request
 {s}:tombstone:<id>                 string  `<ending> <tenant>`                          retention + 24 h
 {s}:feed:<gateway>                 stream  entries for that gateway's readers           reader lease x 2
 {s}:gateway:<id>                   string  when that gateway was last seen, ms          reader lease x 2

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from dispatch import messages as m
 from dispatch.batching import Batched
 from dispatch.dead_letters import DeadLetter, dead_letter_from
-from dispatch.entries import log_entries
+from dispatch.entries import log_entries, older_log_entries
 from dispatch.errors import PenstockError
 from dispatch.keys import ShardKeys
 from dispatch.records import Ending, QueueLine, QueueStats, RequestRecord, Tombstone, ending_from, record_from, unreadable
@@ -107,7 +107,7 @@ class Looking:
 
     async def output(self, request: str) -> list[m.LogEntry]:
         """The whole log so far."""
-        return log_entries(request, await self._redis.xrange(self._keys.output(request)))
+        return await read_log(self._redis, self._keys.output(request), request)
 
     async def position(self, record: RequestRecord, scan: int = POSITION_SCAN) -> int | None:
         """How many will be looked at before it, + 1; None if it does not wait or stands further back in its line than `scan`.
@@ -226,3 +226,13 @@ class Looking:
             parked=parked,
             totals={k.decode(): int(v) for k, v in totals.items()},
         )
+
+
+async def read_log(redis: Any, key: str, request: str) -> list[m.LogEntry]:
+    """A whole output log. Raises PenstockError("bad_record")."""
+    try:
+        return log_entries(request, await redis.lrange(key, 0, -1))
+    except ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+    return older_log_entries(request, await redis.xrange(key))

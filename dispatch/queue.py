@@ -99,8 +99,7 @@ class Queue(Looking):
         status, state, live, entries = await self._run(
             "attach", sure=sure, id=request, gateway=gateway, after_seq=after_seq, after_chain=after_chain
         )
-        had = 0 if status == b"rewind" else after_seq
-        log = tuple(entry for entry in log_entries(request, entries) if entry.seq > had)
+        log = tuple(log_entries(request, entries, first_seq=1 if status == b"rewind" else after_seq + 1))
         return m.Attached(m.AttachStatus(status.decode()), RequestState(state.decode()), live == 1, log)
 
     async def detach(self, request: str, gateway: str, *, then_continue: bool = False) -> None:

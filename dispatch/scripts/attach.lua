@@ -10,16 +10,10 @@ if not r then
   return {'missing', 'expired', 0, {}}
 end
 local live = r.ended_at == 0 and 1 or 0
-if r.seq > 0 and redis.call('EXISTS', k_output(id)) == 0 then return {'gone', r.state, live, {}} end
+renew_log(r)
+if redis.call('LLEN', k_output(id)) ~= r.seq then return {'gone', r.state, live, {}} end
 local status, after = 'ok', tonumber(after_seq)
-local function seq_id(seq) return string.format('%.0f', seq) end
-local function field_at(seq, name)
-  local found = redis.call('XRANGE', k_output(id), seq_id(seq) .. '-0', seq_id(seq) .. '-9007199254740991')
-  if #found ~= 1 then return nil end
-  for i = 1, #found[1][2], 2 do if found[1][2][i] == name then return found[1][2][i + 1] end end
-end
--- The chunk before an end may stand in the end's own entry.
-local function chain_at(seq) return field_at(seq, 'h') or field_at(seq + 1, 'g') end
+local function chain_at(seq) return string.match(redis.call('LINDEX', k_output(id), seq - 1) or '', '^%S+ %S+ (%S+)') end
 if after > 0 and after_chain ~= '' then
   if chain_at(after) ~= after_chain then status, after = 'rewind', 0 end
 elseif after > r.seq then
@@ -40,4 +34,4 @@ if live == 1 and gateway ~= '' then
   redis.call('HSET', k_request(id), 'reader_look', r.reader_look)
   set_timer(r)
 end
-return {status, r.state, live, redis.call('XRANGE', k_output(id), seq_id(after + 1) .. '-0', '+')}
+return {status, r.state, live, redis.call('LRANGE', k_output(id), after, -1)}

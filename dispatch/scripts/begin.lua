@@ -19,6 +19,7 @@ end
 local r = read_these(id)
 if fenced(r, attempt, nonce) then return {'fenced'} end
 if r.deadline <= now then return {'fenced'} end -- the sweep ends it as expired; no work is begun for it
+renew_log(r)
 local lease = now + LEASE_MS
 if r.state == 'running' then
   redis.call('HSET', k_request(id), 'lease', text(lease))

@@ -20,7 +20,7 @@ _READ = {
     "held": ("HGETALL",),
     "prefill": ("HGETALL",),
     "stats": ("HGETALL",),
-    "output": ("XRANGE", "-", "+"),
+    "output": ("LRANGE", "0", "-1"),
     "queue": ("XRANGE", "-", "+"),
     "inbox": ("XRANGE", "-", "+"),
     "dead": ("XRANGE", "-", "+"),
@@ -331,14 +331,12 @@ def chain_start(request: str) -> str:
     return request[-16:]
 
 
-def log_of(entries: list[tuple[str, dict[str, str]]]) -> list[tuple[int, int, str, str, str]]:
-    """seq, attempt, kind, data, chain of all that is told; an end that has the last chunk in its entry is two."""
+def log_of(elements: list[str]) -> list[tuple[int, int, str, str, str]]:
+    """seq, attempt, kind, data, chain of all that is told."""
     log = []
-    for entry, f in entries:
-        seq, attempt = map(int, entry.split("-"))
-        if "c" in f:
-            log.append((seq - 1, attempt, "chunk", f["c"], f["g"]))
-        log.append((seq, attempt, f["k"], f["d"], f["h"]))
+    for seq, element in enumerate(elements, 1):
+        attempt, kind, chain, data = element.split(" ", 3)
+        log.append((seq, int(attempt), kind, data, chain))
     return log
 
 

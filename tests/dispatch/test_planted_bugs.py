@@ -48,7 +48,7 @@ BUGS = (
     Bug("finish takes a gap", walks.whole_life, "finish.lua", "if tonumber(seq) ~= r.seq + 1 then return 'gap' end"),
     Bug("the chain is not chained", walks.whole_life, LOG, "redis.sha1hex(r.chain .. data)", "redis.sha1hex(data)"),
     Bug("no end entry", walks.whole_life, LEAVE, "  log(r, 'end', told, r.last)\n"),
-    Bug("no TTL on the output", walks.whole_life, LOG, "if r.seq == 1 and not r.is_ending then", "if false then"),
+    Bug("no TTL on the output", walks.whole_life, LOG, "if before == 0 and not r.is_ending then", "if false then"),
     Bug("the feed is not told", walks.whole_life, LOG, "  tell_readers(r, kind, data, last, last_chain)\nend", "end"),
     Bug(
         "the last chunk is not told",

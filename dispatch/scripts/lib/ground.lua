@@ -11,21 +11,16 @@ local function k_output(id) return TAG .. 'output:' .. id end
 local function k_tombstone(id) return TAG .. 'tombstone:' .. id end
 local function k_webhook(id) return TAG .. 'webhook:' .. id end
 
-local known_keys, known_count = {}, 0 -- area -> name -> its key, of this tag: workers, gateways and models come again and again
-
+-- Workers, gateways and models come again and again: their keys are put together once.
 local function keys_of(area)
+  local known, count, tag = {}, 0, nil
   return function(name)
-    local of_area = known_keys[area]
-    local key = of_area and of_area[name]
+    local key = tag == TAG and known[name]
     if key then return key end
-    if known_count == 1000 then known_keys, known_count, of_area = {}, 0, nil end
-    if not of_area then
-      of_area = {}
-      known_keys[area] = of_area
-    end
+    if tag ~= TAG or count == 100 then known, count, tag = {}, 0, TAG end
+    count = count + 1
     key = TAG .. area .. ':' .. name
-    of_area[name] = key
-    known_count = known_count + 1
+    known[name] = key
     return key
   end
 end
@@ -49,7 +44,6 @@ local function start_call(timers)
   if timers ~= TIMERS then
     TIMERS = timers
     TAG = string.sub(timers, 1, -7)
-    known_keys, known_count = {}, 0
     K_REQUESTS = TAG .. 'requests'
     K_EXPIRIES = TAG .. 'expiries'
     K_PAUSED = TAG .. 'paused'
@@ -93,6 +87,8 @@ local function read_request(id)
     r.deadline, r.created, r.model, r.on_disconnect, r.kind, r.priority, r.max_attempts, r.prompt, r.strategy, r.tenant = words_of_asked(r.asked)
     r.on_disconnect = then_continue or r.on_disconnect
     if r.strategy == '-' then r.strategy = '' end
+  else
+    r.of_version_1 = true
   end
   if r.grant then r.attempt, r.nonce, r.worker, r.inbox, r.granted_at = words_of_grant(r.grant) end
   if not (r.model and r.state) then return nil end

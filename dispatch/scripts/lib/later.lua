@@ -64,31 +64,34 @@ local function delete_later(key)
   gone[#gone + 1] = key
 end
 
-local trims -- stream -> the id through which it is to be forgotten, and by whom
-at_start[#at_start + 1] = function() trims = {} end
-
--- Ids of streams, by their clock's 13 digits of ms and a number.
-local function is_after(id, other)
-  local ms, its_ms = string.sub(id, 1, 13), string.sub(other, 1, 13)
-  if ms ~= its_ms then return ms > its_ms end
-  return #id > #other or (#id == #other and id > other)
-end
-
 -- A stream is to forget what stands there through `id`.
-local function trim_later(key, id)
-  local trim = trims[key]
-  if not trim then
-    trims[key] = {through = id, by = {[turn] = true}}
-    return
-  end
-  if is_after(id, trim.through) then trim.through = id end
-  trim.by[turn] = true
-end
+local trim_later
+do
+  local trims -- stream -> the id through which it is to be forgotten, and by whom
+  at_start[#at_start + 1] = function() trims = {} end
 
-at_end[#at_end + 1] = function()
-  for key, trim in pairs(trims) do
-    local ms, n = string.match(trim.through, '^(%d+)-(%d+)$')
-    write_for(trim.by, 'XTRIM', key, 'MINID', ms .. '-' .. n + 1)
+  -- By its clock's 13 digits of ms and a number.
+  local function is_after(id, other)
+    local ms, its_ms = string.sub(id, 1, 13), string.sub(other, 1, 13)
+    if ms ~= its_ms then return ms > its_ms end
+    return #id > #other or (#id == #other and id > other)
+  end
+
+  trim_later = function(key, id)
+    local trim = trims[key]
+    if not trim then
+      trims[key] = {through = id, by = {[turn] = true}}
+      return
+    end
+    if is_after(id, trim.through) then trim.through = id end
+    trim.by[turn] = true
+  end
+
+  at_end[#at_end + 1] = function()
+    for key, trim in pairs(trims) do
+      local ms, n = string.match(trim.through, '^(%d+)-(%d+)$')
+      write_for(trim.by, 'XTRIM', key, 'MINID', ms .. '-' .. n + 1)
+    end
   end
 end
 
@@ -115,15 +118,18 @@ local function end_call()
   pending = nil
 end
 
-local SMALL = {[0] = '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'}
-local texts, known_texts = {}, 0
-
 -- A whole number that is written more than once, as a command takes it: Redis makes a text out of a number slowly, and each time.
-local function text(n)
-  local known = SMALL[n] or texts[n]
-  if known then return known end
-  if known_texts == 1000 then texts, known_texts = {}, 0 end
-  known_texts = known_texts + 1
-  texts[n] = string.format('%.0f', n)
-  return texts[n]
+local text
+do
+  local SMALL = {[0] = '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'}
+  local texts, count = {}, 0
+  text = function(n)
+    local known = SMALL[n] or texts[n]
+    if known then return known end
+    if count == 1000 then texts, count = {}, 0 end
+    count = count + 1
+    known = string.format('%.0f', n)
+    texts[n] = known
+    return known
+  end
 end

@@ -60,15 +60,11 @@ local function stop_worker(r, reason)
   redis.call('PEXPIRE', k_inbox(r.worker), WORKER_TTL_MS)
 end
 
-local COUNTED = {{'prompt_tokens', '"prompt_tokens":'}, {'completion_tokens', '"completion_tokens":'}}
-
-local function count_usage(model, detail)
-  for _, what in ipairs(COUNTED) do
-    -- In a text of the detail the quotes would be escaped.
-    local _, to = string.find(detail, what[2], 1, true)
-    local tokens = to and string.match(detail, '^%s*(%d+)', to + 1)
-    if tokens then count(model, what[1], tonumber(tokens)) end
-  end
+-- In a text of the detail the quotes would be escaped.
+local function count_tokens(model, detail, what, said)
+  local _, to = string.find(detail, said, 1, true)
+  local tokens = to and string.match(detail, '^%s*(%d+)', to + 1)
+  if tokens then count(model, what, tonumber(tokens)) end
 end
 
 -- Who asked to be told of this ending is owed it from here on: written with the ending, so that no crash lies between.
@@ -82,11 +78,13 @@ local function owe_webhook(r)
   redis.call('ZADD', K_OUTBOX, now, r.id)
 end
 
-local quotes = {} -- by the name of a worker: one ends many
-
-local function quoted(worker)
-  if not quotes[worker] then quotes = {[worker] = cjson.encode(worker)} end
-  return quotes[worker]
+local quoted -- a worker's name in JSON: one ends many
+do
+  local known = {}
+  quoted = function(worker)
+    if not known[worker] then known = {[worker] = cjson.encode(worker)} end
+    return known[worker]
+  end
 end
 
 -- THE ending. detail: a JSON object. keep_ms: how long what is left is kept. Returns the worker whose room grew, or nil.
@@ -96,6 +94,7 @@ local function end_request(r, state, detail, keep_ms)
   local told = (#detail > 2 and string.sub(detail, 1, -2) .. ',' or '{') .. '"state":"' .. state .. '","attempts":' .. text(r.attempt)
     .. ',"worker":' .. quoted(r.worker or '') .. ',"created_at_ms":' .. (r.created or 0) .. ',"begun_at_ms":' .. (r.begun_at or 0)
     .. ',"first_output_at_ms":' .. (r.first_output_at or 0) .. ',"ended_at_ms":' .. text(now) .. '}'
+  renew_log(r)
   log(r, 'end', told, r.last)
   redis.call('HSET', k_request(r.id), 'state', state, 'seq', text(r.seq), 'chain', r.chain, 'first_output_at', r.first_output_at or '0',
     'ended_at', text(now))
@@ -106,7 +105,8 @@ local function end_request(r, state, detail, keep_ms)
   redis.call('SET', k_tombstone(r.id), state .. ' ' .. (r.tenant or ''), 'PX', text(keep_ms + TOMBSTONE_MS))
   later('ZADD', K_EXPIRIES, text(now + keep_ms), r.id)
   count(r.model, state)
-  count_usage(r.model, detail)
+  count_tokens(r.model, detail, 'prompt_tokens', '"prompt_tokens":')
+  count_tokens(r.model, detail, 'completion_tokens', '"completion_tokens":')
   r.state = state
   owe_webhook(r)
   return w

@@ -62,22 +62,38 @@ local function move_on(r, data)
   r.chain = string.sub(redis.sha1hex(r.chain .. data), 1, 16)
 end
 
--- Write the next entry: r.seq and r.chain move on; the caller stores them. `last`: the chunk before an end, in the end's own entry,
--- which is two in one: its `c` has the seq before, and the chain `g`.
+-- An element of a log; its place is its seq.
+local function element(attempt, kind, chain, data) return attempt .. ' ' .. kind .. ' ' .. chain .. ' ' .. data end
+
+-- Write the next entry: r.seq and r.chain move on; the caller stores them. `last`: the chunk before an end, told with it.
 local function log(r, kind, data, last)
-  local last_chain = nil
+  local attempt, before, last_chain = text(r.attempt), r.seq, nil
   if last then
     move_on(r, last)
     last_chain = r.chain
   end
   move_on(r, data)
   if last then
-    redis.call('XADD', k_output(r.id), text(r.seq) .. '-' .. text(r.attempt), 'k', kind, 'd', data, 'h', r.chain, 'c', last, 'g', last_chain)
+    redis.call('RPUSH', k_output(r.id), element(attempt, 'chunk', last_chain, last), element(attempt, kind, r.chain, data))
   else
-    redis.call('XADD', k_output(r.id), text(r.seq) .. '-' .. text(r.attempt), 'k', kind, 'd', data, 'h', r.chain)
+    redis.call('RPUSH', k_output(r.id), element(attempt, kind, r.chain, data))
   end
-  if r.seq == 1 and not r.is_ending then -- an ending says itself how long its output is kept
+  if before == 0 and not r.is_ending then -- an ending says itself how long its output is kept
     redis.call('PEXPIRE', k_output(r.id), text(math.max(r.deadline - now, 0) + RETENTION_MS + ONE_DAY_MS))
   end
   tell_readers(r, kind, data, last, last_chain)
+end
+
+-- A log of version 1 was a stream. Whoever writes to it, or reads on from some place, does so after this.
+local function renew_log(r)
+  local key = k_output(r.id)
+  if not r.of_version_1 or redis.call('TYPE', key).ok ~= 'stream' then return end
+  local entries, ttl = redis.call('XRANGE', key, '-', '+'), redis.call('PTTL', key)
+  redis.call('DEL', key)
+  for _, e in ipairs(entries) do
+    local f = {}
+    for i = 1, #e[2], 2 do f[e[2][i]] = e[2][i + 1] end
+    redis.call('RPUSH', key, element(string.match(e[1], '%d+$'), f.k, f.h, f.d))
+  end
+  if ttl > 0 then redis.call('PEXPIRE', key, ttl) end
 end

@@ -1,14 +1,17 @@
 -- Two lines meet. Whoever comes second finds the first, in the same script.
 -- Invariant: after every script no waiting request and parked pull are left that may meet.
 
-local drawn -- salt -> nonces that were made of it in this call
-at_start[#at_start + 1] = function() drawn = {} end
-
 -- A salt is random and of one call alone: the first nonce is the salt itself.
-local function draw_nonce()
-  local before = drawn[salt] or 0
-  drawn[salt] = before + 1
-  return before == 0 and salt or salt .. '.' .. before
+local draw_nonce
+do
+  local drawn -- salt -> nonces that were made of it in this call
+  at_start[#at_start + 1] = function() drawn = {} end
+
+  draw_nonce = function()
+    local before = drawn[salt] or 0
+    drawn[salt] = before + 1
+    return before == 0 and salt or salt .. '.' .. before
+  end
 end
 
 -- The request comes under a lease of w. The caller has taken it off its line, and stores w's load and parks it after.
