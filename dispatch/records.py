@@ -142,15 +142,17 @@ class QueueStats:
 
 
 def plain_fields(stored: Mapping[bytes, bytes]) -> dict[str, str]:
-    """A record's stored hash, its words in a row as fields of their own; a field of a word's name is newer than the word."""
+    """A record's stored hash, its words in a row as fields of their own.
+
+    A field of the name of a word of `asked` says what became of it since; one of `grant`, what an older release wrote before it.
+    """
     fields = {name.decode(): value.decode() for name, value in stored.items()}
-    words: dict[str, str] = {}
-    for name, names in (("asked", ASKED), ("grant", GRANT)):
-        if name in fields:
-            words |= zip(names, fields.pop(name).split(" ", len(names) - 1), strict=False)
-    if words.get("strategy") == "-":
-        words["strategy"] = ""
-    return words | fields
+    asked, grant = fields.pop("asked", None), fields.pop("grant", None)
+    if asked is not None:
+        fields = dict(zip(ASKED, asked.split(" ", len(ASKED) - 1), strict=False)) | fields
+        if fields.get("strategy") == "-":
+            fields["strategy"] = ""
+    return fields if grant is None else fields | dict(zip(GRANT, grant.split(" "), strict=False))
 
 
 def record_from(request: str, stored: Mapping[bytes, bytes], key: str) -> RequestRecord:
