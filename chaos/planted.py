@@ -38,11 +38,17 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "append without a fence",
         f"{_SCRIPTS}append.lua",
-        "if f[1] ~= 'running' or f[2] ~= attempt or f[3] ~= nonce then return 'fenced' end",
-        "if not f[4] then return 'fenced' end",
+        "if fenced(r, attempt, nonce) or r.state ~= 'running' then return 'fenced' end",
+        "if not r then return 'fenced' end",
         expects={"I2", "I4", "I5"},
     ),
-    Mutant("append without the nonce", f"{_SCRIPTS}append.lua", " or f[3] ~= nonce", "", expects={"I4", "I5"}),
+    Mutant(
+        "append without the nonce",
+        f"{_SCRIPTS}append.lua",
+        "fenced(r, attempt, nonce)",
+        "fenced(r, attempt, r and r.nonce)",
+        expects={"I4", "I5"},
+    ),
     Mutant(
         "finish without a fence",
         f"{_SCRIPTS}finish.lua",
@@ -182,8 +188,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "resume skips one",
         f"{_SCRIPTS}attach.lua",
-        "(after + 1) .. '-0', '+'",
-        "(after + (after > 0 and 2 or 1)) .. '-0', '+'",
+        "k_output(id), after, -1)",
+        "k_output(id), after + (after > 0 and 1 or 0), -1)",
         expects={"I3"},
     ),
     Mutant("Last-Event-ID is ignored", _REQUESTS, ' or http_request.headers.get("last-event-id")', "", expects={"I3"}),

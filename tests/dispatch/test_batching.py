@@ -27,7 +27,7 @@ async def test_each_gets_its_own_reply_or_error(redis: Redis) -> None:
 
 async def test_a_cancelled_caller_disturbs_nobody(redis: Redis) -> None:
     batched = Batched(redis)
-    asked = [asyncio.create_task(batched.execute("EVAL", "return ARGV[1]", 0, n)) for n in range(100)]
+    asked = [asyncio.ensure_future(batched.execute("EVAL", "return ARGV[1]", 0, n)) for n in range(100)]
     await asyncio.sleep(0)
     for task in asked[::2]:
         task.cancel()
