@@ -16,6 +16,7 @@ from bench.wire import Wire
 from dispatch import keys
 from dispatch import messages as m
 from dispatch.batching import Asked, together
+from dispatch.entries import inbox_word
 from dispatch.queue import Queue
 from dispatch.redis_client import BLOCK_MS, connect
 from dispatch.reports import Heartbeat, RoomStatus
@@ -131,8 +132,9 @@ class ParkedWorker:
             for _, entries in found or ():
                 for after, fields in entries:  # noqa: B007 - where to go on
                     told = dict(zip(fields[::2], fields[1::2], strict=True))
-                    if told[b"kind"] == b"grant":
-                        self._keep(asyncio.create_task(self._work(_grant(self._id, told))))
+                    word = inbox_word(self._id, "", told)
+                    if isinstance(word, m.Grant):
+                        self._keep(asyncio.create_task(self._work(word)))
 
     async def _work(self, grant: m.Grant) -> None:
         if await self._queue.begin(grant) is None:
@@ -152,10 +154,6 @@ class ParkedWorker:
             # A worker that is deaf would be measured as a slow one.
             print(f"{self._id} failed: {error!r}", file=sys.stderr, flush=True)
             os._exit(1)
-
-
-def _grant(worker: str, told: Mapping[bytes, bytes]) -> m.Grant:
-    return m.Grant(told[b"id"].decode(), worker, int(told[b"attempt"]), told[b"nonce"].decode(), int(told[b"cost"]), "")
 
 
 class Crowd:

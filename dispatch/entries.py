@@ -51,9 +51,10 @@ def feed_entries(fields: Mapping[bytes, bytes]) -> Sequence[LogEntry | None]:
 def inbox_word(worker: str, inbox_id: str, fields: Mapping[bytes, bytes]) -> Grant | Stop | None:
     """A grant or a stop; None for what nobody of ours wrote (it is passed over, a worker does not die of it)."""
     try:
-        request, attempt = fields[b"id"].decode(), int(fields[b"attempt"])
-        if fields[b"kind"] == b"stop":
-            return Stop(request, attempt, fields[b"reason"].decode())
-        return Grant(request, worker, attempt, fields[b"nonce"].decode(), int(fields[b"cost"]), inbox_id)
+        if b"grant" in fields:
+            request, attempt, nonce, cost = fields[b"grant"].decode().split(" ")
+            return Grant(request, worker, int(attempt), nonce, int(cost), inbox_id)
+        request, attempt, reason = fields[b"stop"].decode().split(" ", 2)
+        return Stop(request, int(attempt), reason)
     except (KeyError, ValueError):
         return None

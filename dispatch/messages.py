@@ -112,6 +112,14 @@ class NewRequest(msgspec.Struct, frozen=True):
     webhook: str = ""
     webhook_events: str = ""
 
+    @property
+    def more(self) -> bytes:
+        """What few requests have, as one word: a JSON object; b"" if it has none of it."""
+        if not (self.idempotency or self.retry_of or self.session or self.webhook):
+            return b""
+        names = ("idempotency", "body_hash", "retry_of", "session", "webhook", "webhook_events")
+        return msgspec.json.encode({name: value for name in names if (value := getattr(self, name))})
+
 
 class EnqueueStatus(StrEnum):
     """What became of an enqueue."""

@@ -59,7 +59,7 @@ class Queue(Looking):
 
     async def enqueue(self, new: m.NewRequest) -> m.Enqueued:
         """Store a request; it is granted at once or waits. Repeating it with the same id changes nothing."""
-        status, request, state, position, backlog = await self._run(
+        reply: bytes = await self._run(
             "enqueue",
             salt=_salt(),
             id=new.id,
@@ -73,16 +73,12 @@ class Queue(Looking):
             max_attempts=new.max_attempts,
             on_disconnect=new.on_disconnect,
             reader=new.reader,
-            idempotency=new.idempotency,
-            body_hash=new.body_hash,
-            retry_of=new.retry_of,
             prompt=new.prompt_tokens,
             strategy=new.strategy,
-            session=new.session,
-            webhook=new.webhook,
-            webhook_events=new.webhook_events,
+            more=new.more,
         )
-        return m.Enqueued(m.EnqueueStatus(status.decode()), request.decode(), RequestState(state.decode()), position, backlog)
+        status, request, state, position, backlog = reply.decode().split(" ")
+        return m.Enqueued(m.EnqueueStatus(status), request, RequestState(state), int(position), int(backlog))
 
     async def cancel(self, request: str, reason: str = "cancelled by the client") -> RequestState | None:
         """End it now. The state it ended in (its own, if it had ended before); None if unknown."""
@@ -176,9 +172,10 @@ class Queue(Looking):
         Raises PenstockError("bad_record") when the stored input cannot be read.
         """
         reply = await self._run("begin", worker=grant.worker, id=grant.request, attempt=grant.attempt, nonce=grant.nonce)
-        if reply[0] == b"fenced":
+        if reply == b"fenced":
             return None
-        _, stored, seq, attempt, deadline = reply
+        stored, words = reply
+        seq, attempt, deadline = map(int, words.split(b" "))
         request = m.decode(stored, m.InferenceRequest, self._keys.input(grant.request))
         return m.Begun(request, seq, attempt, deadline)
 

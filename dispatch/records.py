@@ -186,7 +186,7 @@ def record_from(request: str, stored: Mapping[bytes, bytes], key: str) -> Reques
             max_attempts=_number(f, "max_attempts"),
             queued_at_ms=_number(f, "queued_at"),
             granted_at_ms=_number(f, "granted_at"),
-            attempt_begun_at_ms=_number(f, "attempt_begun_at"),
+            attempt_begun_at_ms=_number(f, "attempt_begun_at") or _number(f, "begun_at"),
             story=tuple(msgspec.json.decode(line, type=Attempt) for line in f.get("story", "").splitlines()),
             prompt_tokens=_number(f, "prompt"),
             strategy=f.get("strategy", ""),

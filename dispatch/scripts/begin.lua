@@ -5,7 +5,7 @@
 -- args: now
 -- each: worker id attempt nonce
 -- reads: state grant:attempt#,nonce,worker,inbox asked:deadline#,on_disconnect seq# chain readers on_disconnect reader_look# begun_at#
--- returns {status, input, seq, attempt, deadline}: ok | fenced
+-- returns fenced, or {input, "seq attempt deadline"}
 local inputs -- id -> what to compute, as far as it was asked for ahead
 at_start[#at_start + 1] = function() inputs = {} end
 
@@ -17,8 +17,8 @@ local function ahead(ids)
 end
 -- one:
 local r = read_these(id)
-if fenced(r, attempt, nonce) then return {'fenced'} end
-if r.deadline <= now then return {'fenced'} end -- the sweep ends it as expired; no work is begun for it
+if fenced(r, attempt, nonce) then return 'fenced' end
+if r.deadline <= now then return 'fenced' end -- the sweep ends it as expired; no work is begun for it
 renew_log(r)
 local lease = now + LEASE_MS
 if r.state == 'running' then
@@ -26,7 +26,7 @@ if r.state == 'running' then
 else
   trim_later(k_inbox(r.worker), r.inbox) -- whoever begins it has read all that stands before it, too
   if r.begun_at == 0 then
-    redis.call('HSET', k_request(id), 'state', 'running', 'lease', text(lease), 'begun_at', text(now), 'attempt_begun_at', text(now))
+    redis.call('HSET', k_request(id), 'state', 'running', 'lease', text(lease), 'begun_at', text(now)) -- its attempt, too
   else
     log(r, 'note', '{"attempt":' .. r.attempt .. ',"worker":"' .. r.worker .. '"}')
     redis.call('HSET', k_request(id), 'state', 'running', 'lease', lease, 'attempt_begun_at', now, 'seq', r.seq, 'chain', r.chain)
@@ -35,4 +35,4 @@ end
 r.state, r.lease = 'running', lease
 see(worker)
 set_timer(r)
-return {'ok', inputs[id] or redis.call('GET', k_input(id)) or '', r.seq, r.attempt, r.deadline}
+return {inputs[id] or redis.call('GET', k_input(id)) or '', text(r.seq) .. ' ' .. text(r.attempt) .. ' ' .. text(r.deadline)}

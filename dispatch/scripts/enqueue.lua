@@ -2,8 +2,18 @@
 -- enqueue: a request comes in. It is stored and meets a parked pull, or waits in line.
 -- use: later ground line log pull choose pin next meet
 -- args: now
--- each: salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader idempotency body_hash retry_of prompt strategy session webhook webhook_events
--- returns {status, id, state, position, backlog}: ok | replay | mismatch | full
+-- each: salt id model kind priority tenant cost input deadline_ms max_attempts on_disconnect reader prompt strategy more
+-- more: nothing, or a JSON object of what few have: idempotency body_hash retry_of session webhook webhook_events
+-- returns "status id state position backlog": ok | replay | mismatch | full
+local NOTHING = {}
+local STORED = {'retry_of', 'session', 'webhook', 'webhook_events'}
+
+local function extend(words, field, value)
+  local n = #words
+  words[n + 1] = field
+  words[n + 2] = value
+end
+
 local new -- ids that nobody knew ahead
 at_start[#at_start + 1] = function() new = {} end
 
@@ -19,26 +29,28 @@ end
 -- one:
 if not new[id] and redis.call('EXISTS', k_request(id), k_tombstone(id)) > 0 then
   local known = redis.call('HGET', k_request(id), 'state') or tombstone(id)
-  return {'ok', id, known, 0, (count_waiting(model))}
+  return 'ok ' .. id .. ' ' .. known .. ' 0 ' .. count_waiting(model)
 end
 new[id] = nil
 
-local k_idempotency = TAG .. 'idempotency:' .. tenant .. ':' .. idempotency
-if idempotency ~= '' then
+local few_have = more == '' and NOTHING or cjson.decode(more)
+local k_idempotency = few_have.idempotency and TAG .. 'idempotency:' .. tenant .. ':' .. few_have.idempotency
+if k_idempotency then
   local first = redis.call('GET', k_idempotency)
   if first then
-    local first_id, first_hash = string.match(first, '^(%S+) (%S+)$')
-    if first_hash ~= body_hash then return {'mismatch', first_id, 'queued', 0, 0} end
+    local first_id, first_hash = string.match(first, '^(%S+) (%S*)$')
+    if first_hash ~= (few_have.body_hash or '') then return 'mismatch ' .. first_id .. ' queued 0 0' end
     local state = redis.call('HGET', k_request(first_id), 'state') or tombstone(first_id) or 'expired'
-    return {'replay', first_id, state, 0, 0}
+    return 'replay ' .. first_id .. ' ' .. state .. ' 0 0'
   end
 end
 
 local span = tonumber(deadline_ms)
-local r = {
+local r = { -- with room for what a grant adds: a table that grows is made anew
   id = id, model = model, priority = priority, cost = tonumber(cost), state = 'queued', attempt = 0, deadline = now + span,
   on_disconnect = on_disconnect, reader_look = on_disconnect == 'cancel' and now + READER_LEASE_MS or 0,
-  prompt = tonumber(prompt), strategy = strategy, session = session,
+  prompt = tonumber(prompt), strategy = strategy, session = few_have.session or '',
+  met = false, nonce = false, worker = false, lease = false, inbox = false, meetings = false, prefilling = false, unstored = false,
 }
 local w = find_worker(r)
 while stirred[model] do -- each time one less of the closed is there
@@ -47,30 +59,24 @@ while stirred[model] do -- each time one less of the closed is there
 end
 local waiting, before = count_waiting(model, priority)
 if not w then
-  if waiting >= MAX_BACKLOG then return {'full', id, 'queued', waiting, waiting} end
+  if waiting >= MAX_BACKLOG then return 'full ' .. id .. ' queued ' .. waiting .. ' ' .. waiting end
 end
 
 local at = text(now)
 local asked = '2 ' .. text(r.deadline) .. ' ' .. at .. ' ' .. model .. ' ' .. on_disconnect .. ' ' .. kind .. ' ' .. priority .. ' '
   .. max_attempts .. ' ' .. prompt .. ' ' .. (strategy == '' and '-' or strategy) .. ' ' .. tenant
 r.unstored = {'asked', asked, 'cost', cost}
-local function store_too(field, value)
-  if value == '' then return end
-  table.insert(r.unstored, field)
-  table.insert(r.unstored, value)
+if reader ~= '' then extend(r.unstored, 'readers', reader) end
+if r.reader_look > 0 then extend(r.unstored, 'reader_look', text(r.reader_look)) end
+for _, field in ipairs(few_have == NOTHING and NOTHING or STORED) do
+  if few_have[field] then extend(r.unstored, field, few_have[field]) end
 end
-store_too('readers', reader)
-if r.reader_look > 0 then store_too('reader_look', text(r.reader_look)) end
-store_too('retry_of', retry_of)
-store_too('session', session)
-store_too('webhook', webhook)
-store_too('webhook_events', webhook_events)
 if w then grant(r, w) else wait_in_line(r, '') end
 local ttl = span + RETENTION_MS + ONE_DAY_MS
 redis.call('PEXPIRE', k_request(id), text(ttl))
 redis.call('SET', k_input(id), input, 'PX', text(ttl))
 later('ZADD', K_REQUESTS, at, id)
-if idempotency ~= '' then redis.call('SET', k_idempotency, id .. ' ' .. body_hash, 'PX', IDEMPOTENCY_MS) end
+if k_idempotency then redis.call('SET', k_idempotency, id .. ' ' .. (few_have.body_hash or ''), 'PX', IDEMPOTENCY_MS) end
 if reader ~= '' then touch_gateway(reader) end
 count(model, 'enqueued')
 if w then
@@ -80,6 +86,6 @@ if w then
     meet_others(model)
     waiting = count_waiting(model)
   end
-  return {'ok', id, 'granted', 0, waiting}
+  return 'ok ' .. id .. ' granted 0 ' .. waiting
 end
-return {'ok', id, 'queued', before + 1, waiting + 1}
+return 'ok ' .. id .. ' queued ' .. before + 1 .. ' ' .. waiting + 1

@@ -162,7 +162,7 @@ def _workers(s: Snapshot) -> list[str]:
             wrong.append(f"{worker} counts prefill {w['prefill']}, has to prefill {prefill}")
         if "used" in w and (int(w["used"]), int(w["held"])) != (sum(map(int, held.values())), len(held)):
             wrong.append(f"{worker} counts used {w['used']} held {w['held']}, holds {held}")
-        grants = {(f["id"], f["attempt"], f["nonce"]) for _, f in s.of["inbox"].get(worker, []) if f["kind"] == "grant"}
+        grants = {tuple(f["grant"].split()[:3]) for _, f in s.of["inbox"].get(worker, []) if "grant" in f}
         granted = {
             (i, r["attempt"], r["nonce"]) for i, r in held_now.items() if r["worker"] == worker and r["state"] == "granted"
         }

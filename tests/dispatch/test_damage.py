@@ -125,7 +125,7 @@ async def test_a_repeated_finish_of_a_damaged_record_is_still_a_dup(twin: Twin) 
 async def test_strange_words_in_an_inbox_are_passed_over(twin: Twin) -> None:
     queue, redis = twin.queue, twin.redis
     await queue.park(m.Offer("w-1", MODEL, 100, 4, 1.0))
-    for junk in ({"x": "y"}, {"kind": "grant", "id": b"\xff", "attempt": "1"}, {"kind": "grant", "id": "s0.1", "attempt": "one"}):
+    for junk in ({"x": "y"}, {"grant": b"\xff 1 n 1"}, {"grant": "s0.1 one n 1"}, {"grant": "s0.1 1"}, {"stop": "s0.1"}):
         await redis.xadd(KEYS.inbox("w-1"), junk)
     new = twin.new()
     await queue.enqueue(new)

@@ -149,7 +149,13 @@ BUGS = (
     Bug("low before high", walks.by_priority, LINE, "{high = 0, normal = 1, low = 2}", "{high = 2, normal = 1, low = 0}"),
     Bug("given back to the tail", walks.given_back, LEAVE, "arrive(r, ':front')", "arrive(r, '')"),
     Bug("backlog limit off", walks.full_backlog, "enqueue.lua", "if waiting >= MAX_BACKLOG", "if false"),
-    Bug("idempotency ignores the body", walks.same_key_twice, "enqueue.lua", "if first_hash ~= body_hash", "if false"),
+    Bug(
+        "idempotency ignores the body",
+        walks.same_key_twice,
+        "enqueue.lua",
+        "if first_hash ~= (few_have.body_hash or '')",
+        "if false",
+    ),
     Bug("a paused model is granted", walks.paused, CHOOSE, "if is_paused(r.model) then return nil end"),
     Bug("resume does not meet", walks.paused, "pause.lua", "return meet_all(model)", "return 0"),
     # room that is kept

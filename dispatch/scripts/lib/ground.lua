@@ -94,6 +94,7 @@ local function read_request(id)
   if not (r.model and r.state) then return nil end
   for _, field in ipairs(NUMBERS) do r[field] = tonumber(r[field]) or 0 end
   r.session = r.session or ''
+  if r.attempt_begun_at == 0 then r.attempt_begun_at = r.begun_at end
   r.chain = r.chain or chain_of(id)
   return r
 end

@@ -56,7 +56,7 @@ end
 
 -- Bounded, for nobody takes a stop out again: one that is trimmed away is told by renew, an unread grant by its lease.
 local function stop_worker(r, reason)
-  redis.call('XADD', k_inbox(r.worker), 'MAXLEN', '~', 1000, '*', 'kind', 'stop', 'id', r.id, 'attempt', r.attempt, 'reason', reason)
+  redis.call('XADD', k_inbox(r.worker), 'MAXLEN', '~', 1000, '*', 'stop', r.id .. ' ' .. text(r.attempt) .. ' ' .. reason)
   redis.call('PEXPIRE', k_inbox(r.worker), WORKER_TTL_MS)
 end
 

@@ -34,8 +34,7 @@ local function grant(r, w)
     later('HSET', k_prefill(w.id), r.id, text(r.prompt))
   end
   later('SADD', k_leases(r.model), r.id)
-  r.inbox = redis.call('XADD', k_inbox(w.id), '*',
-    'kind', 'grant', 'id', r.id, 'attempt', text(r.attempt), 'nonce', r.nonce, 'cost', text(r.cost))
+  r.inbox = redis.call('XADD', k_inbox(w.id), '*', 'grant', r.id .. ' ' .. text(r.attempt) .. ' ' .. r.nonce .. ' ' .. text(r.cost))
   if first then
     -- It may have made them; after that the worker's beats keep them.
     for _, key in ipairs({k_held(w.id), k_prefill(w.id), k_inbox(w.id)}) do
