@@ -119,20 +119,21 @@ class Batched:
         return future
 
     async def _run(self) -> None:
-        wire = self._wires.take()
+        wire = None if self._wait_replica_ms else self._wires.take()
         try:
             while self._waiting:
                 await self._round_trip(wire, [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
         finally:
             # Counted here and not by the task's end: a command asked between the two would wait for a lane that is gone.
             self._running -= 1
-            await self._wires.give_back(wire)
+            if wire is not None:
+                await self._wires.give_back(wire)
 
-    async def _round_trip(self, wire: Wire, batch: list[Asked]) -> None:
+    async def _round_trip(self, wire: Wire | None, batch: list[Asked]) -> None:
         calls = together(batch)
         try:
             commands = [tuple(call.words) for call in calls]
-            replies = await (self._replicated(commands) if self._wait_replica_ms else wire.exchange(commands))
+            replies = await (self._replicated(commands) if wire is None else wire.exchange(commands))
         except asyncio.CancelledError:
             for _, _, future in batch:
                 future.cancel()

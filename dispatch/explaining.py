@@ -10,8 +10,9 @@ from typing import Any
 from redis.asyncio import Redis
 
 from dispatch import keys
+from dispatch.entries import log_entries
 from dispatch.keys import ShardKeys
-from dispatch.looking import POSITION_SCAN, read_log
+from dispatch.looking import POSITION_SCAN
 from dispatch.messages import decode
 from dispatch.reasons import Ahead, SeenWorker
 from dispatch.records import RequestRecord
@@ -93,8 +94,13 @@ class Explaining:
 
     async def end(self, record: RequestRecord) -> bytes | None:
         """The data of an ended request's last entry."""
-        log = await read_log(self._redis, self._keys.output(record.id), record.id)
-        return log[-1].data if log else None
+        key = self._keys.output(record.id)
+        if await self._redis.type(key) == b"stream":  # of version 1
+            found = await self._redis.xrevrange(key, count=1)
+            data: bytes | None = found[0][1].get(b"d") if found else None
+            return data
+        last = await self._redis.lindex(key, -1)
+        return log_entries(record.id, [last], first_seq=record.seq)[0].data if last else None
 
     async def now_ms(self) -> int:
         """Redis's clock."""

@@ -29,7 +29,7 @@ key                                type    holds                                
 {s}:gateway:<id>                   string  when that gateway was last seen, ms          reader lease x 2
 {s}:idempotency:<tenant>:<sha256>  string  `<request id> <body hash>`                   24 h
 {s}:requests                       zset    request id -> created, ms (for lists)        swept
-{s}:expiries                       zset    request id -> when it is forgotten, ms       swept          all / sweep
+{s}:expiries                       zset    id of an ended one -> when it is forgotten   swept          endings / sweep
 {s}:dead                           stream  dead letters                                 7 days
 {s}:outbox                         zset    request id -> when its webhook is tried next  none           endings, relay / relay
 {s}:webhook:<id>                   hash    an owed webhook and its tries, see outbox.py 7 days, then as the request

@@ -1,10 +1,12 @@
 """What travels between gateway, Redis and worker: frozen values, and how they are written down. Pure.
 
-Values that cross Redis are JSON by msgspec, or flat hash fields; every stored document carries `v`, its schema version.
+Values that cross Redis are JSON by msgspec, fields of a hash, or words in a row (records.py, entries.py); every stored
+document and record carries its schema version.
 What every request makes anew is a frozen struct of msgspec, the rest are dataclasses: docs/decisions/0029.
 Never here: I/O, clocks, keys, the wire shapes of HTTP (gateway/routes).
 """
 
+import hashlib
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
@@ -275,6 +277,11 @@ def new_id(shard: str = "s0") -> str:
 def first_chain(request: str) -> str:
     """The chain before a log's first entry: the random end of its request's id."""
     return request[-16:]
+
+
+def older_first_chain(request: str) -> str:
+    """The same of a log of version 1."""
+    return hashlib.sha1(request.encode(), usedforsecurity=False).hexdigest()[:16]
 
 
 def encode(value: object) -> bytes:

@@ -16,6 +16,7 @@ from dispatch.dead_letters import DeadLetter
 from dispatch.entries import feed_entries, inbox_word, log_entries
 from dispatch.keys import ShardKeys
 from dispatch.looking import Looking
+from dispatch.records import plain_fields
 from dispatch.rules import QueueRules
 from dispatch.scripts import Script, compose_all
 from dispatch.states import Priority, RequestState
@@ -267,11 +268,17 @@ class Queue(Looking):
         """Cancel all that waits now, of one tenant if one is named; returns how many."""
         cancelled = 0
         for request in await self.waiting(model, priority):
-            if tenant and ((record := await self.record(request)) is None or record.tenant != tenant):
+            if tenant and await self._tenant_of(request) != tenant:
                 continue
             state = await self.cancel(request, "its queue was purged")
             cancelled += state is RequestState.CANCELLED
         return cancelled
+
+    async def _tenant_of(self, request: str) -> str | None:
+        names = ("asked", "tenant")  # the latter of version 1
+        stored = await self._batched.execute("HMGET", self._keys.request(request), *names)
+        found = {name.encode(): value for name, value in zip(names, stored, strict=True) if value is not None}
+        return plain_fields(found).get("tenant")
 
 
 _salts = random.Random(secrets.randbits(128))

@@ -28,7 +28,7 @@ class Wire:
     async def exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The replies in order, an error reply as the exception it is. Raises what the client raises for a broken round trip."""
         packed = b"".join([hiredis.pack_command(command) for command in commands])
-        if self._replies is None or self._replies.is_lost:
+        if not self.is_open:
             await self._connect()
         assert self._replies is not None
         try:
@@ -42,6 +42,11 @@ class Wire:
             if name not in _RAW and name in callbacks and not isinstance(replies[n], Exception):
                 replies[n] = callbacks[name](replies[n])
         return replies
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its connection stands, as far as is known."""
+        return self._replies is not None and not self._replies.is_lost
 
     async def _connect(self) -> None:
         await self.close()  # one that was cut while nobody used it
@@ -70,8 +75,8 @@ class Wires:
         return self._kept.pop() if self._kept else Wire(self._client)
 
     async def give_back(self, wire: Wire) -> None:
-        """It is kept, or closed where enough are."""
-        if len(self._kept) < self._keep:
+        """It is kept, or closed where enough are or it is of no use."""
+        if wire.is_open and len(self._kept) < self._keep:
             self._kept.append(wire)
         else:
             await wire.close()
@@ -89,13 +94,16 @@ class _Replies(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._found: list[Any] = []
         self._wanted = 0
+        self._hears = False  # since the watch began
+        self._late: asyncio.TimerHandle
         self._all: asyncio.Future[list[Any]] | None = None
         self._transport.set_protocol(self)
 
     async def ask(self, packed: bytes, count: int) -> list[Any]:
         """So many replies to what is sent. Raises the client's ConnectionError or TimeoutError."""
         self._found, self._wanted, self._all = [], count, self._loop.create_future()
-        late = self._loop.call_later(self._connection.socket_timeout, self._fail, RedisTimeoutError("Timeout reading replies"))
+        self._hears = False
+        self._watch()
         try:
             try:
                 self._transport.write(packed)
@@ -104,12 +112,24 @@ class _Replies(asyncio.Protocol):
             found = await self._all
         finally:
             self._all = None
-            late.cancel()
+            self._late.cancel()
         if self._connection.leaves_replicas and any(isinstance(reply, ReadOnlyError) for reply in found):
             raise RedisConnectionError("The master is a replica now")
         return found
 
+    def _watch(self) -> None:
+        """Too late is when nothing came for so long."""
+        self._late = self._loop.call_later(self._connection.socket_timeout, self._if_silent)
+
+    def _if_silent(self) -> None:
+        if self._hears:
+            self._hears = False
+            self._watch()
+        else:
+            self._fail(RedisTimeoutError("Timeout reading replies"))
+
     def data_received(self, data: bytes) -> None:
+        self._hears = True
         self._reader.feed(data)
         try:
             while len(self._found) < self._wanted:
@@ -120,8 +140,12 @@ class _Replies(asyncio.Protocol):
         except hiredis.ProtocolError as error:
             self._fail(RedisConnectionError(f"Error while reading replies: {error}"))
             return
-        if self._all is not None and not self._all.done():
-            self._all.set_result(self._found)
+        if self._all is None or self._all.done() or self._reader.has_data():
+            # What nobody asked for would be taken for the first reply to what is asked next.
+            self.is_lost = True
+            self._transport.abort()
+            return
+        self._all.set_result(self._found)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True

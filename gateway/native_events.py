@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from dispatch.errors import PenstockError
-from dispatch.messages import LogEntry, first_chain
+from dispatch.messages import LogEntry, first_chain, older_first_chain
 from gateway.problems import error_member
 from gateway.sse import one_line
 
@@ -48,7 +48,9 @@ def resume_from(event_id: str | None, request_id: str) -> tuple[int, str]:
     if not event_id:
         return 0, ""
     match = _EVENT_ID.fullmatch(event_id)
-    if match is None or (match.group(1) == "0" and match.group(2) != first_chain(request_id)):
+    if match is None or (
+        match.group(1) == "0" and match.group(2) not in (first_chain(request_id), older_first_chain(request_id))
+    ):
         raise PenstockError(
             "invalid_event_id",
             f"{event_id[:60]!r} is no event id of this request.",

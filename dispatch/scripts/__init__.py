@@ -24,8 +24,8 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, Res
 
 from dispatch import scores
 from dispatch.batching import Batched
-from dispatch.records import ASKED, GRANT
 from dispatch.rules import QueueRules
+from dispatch.scripts.generated import SHARED, reader, run_each, run_once, words
 
 NAMES = (
     "enqueue",
@@ -65,12 +65,6 @@ _SCORES = (
     "YOUNGER",
 )
 
-
-_SHARED = ("now", "salt")
-"""Arguments that the library files read, too: they stand above them all."""
-
-_WORDS = {"asked": dict.fromkeys(ASKED, "%S+") | {"tenant": ".*"}, "grant": dict.fromkeys(GRANT, "%S+")}
-"""Fields of a request that are words in a row, and what each looks like; `lib/ground.lua` takes them apart whole."""
 
 _UNKNOWN = "Function not found"
 _REFUSED = re.compile("unknown command|NOPERM|.*has no permissions", re.IGNORECASE)
@@ -160,84 +154,6 @@ def _header(name: str, body: str, word: str) -> tuple[str, ...]:
     return tuple(found.group(1).split())
 
 
-def _run_once(args: tuple[str, ...], takes_rest: bool) -> list[str]:
-    """Calls `one` with what ARGV holds."""
-    given = [f"ARGV[{n}]" for n, arg in enumerate(args, 1) if arg not in _SHARED]
-    lines = ["local function run(KEYS, ARGV)"]
-    lines += [f"{arg} = ARGV[{n}]" for n, arg in enumerate(args, 1) if arg in _SHARED]
-    if takes_rest:
-        lines.append(f"local rest = {{}} for i = {len(args) + 1}, #ARGV do rest[#rest + 1] = ARGV[i] end")
-        given.append("rest")
-    lines += ["share(true)", "start_call(KEYS[1])", f"local done, reply = pcall({', '.join(['one', *given])})", "end_call()"]
-    return [
-        *lines,
-        "if not done then error(reply, 0) end",
-        "if failures[1] then error(failures[1], 0) end",
-        "return reply",
-        "end",
-    ]
-
-
-def _reader(fields: tuple[str, ...]) -> list[str]:
-    """`read_these`: these fields of a request alone, as a table that is made whole: one that grows is made again and again."""
-    names = [re.split("[#:]", field)[0] for field in fields]
-    lines = [
-        "local function read_these(id)",
-        f"local f = redis.pcall('HMGET', k_request(id), {', '.join(map(repr, names))})",
-        "if f.err or not f[1] then return nil end",
-    ]
-    if "asked" in names:
-        lines.append(f"if not f[{names.index('asked') + 1}] then return read_request(id) end")  # of version 1
-    made: dict[str, str] = {}
-    for n, (name, field) in enumerate(zip(names, fields, strict=True), 1):
-        if name not in _WORDS:
-            # A field of a word's name says what became of it since.
-            made[name] = f"f[{n}] or {made[name]}" if name in made else _value(field, f"f[{n}]")
-            continue
-        words = {word.removesuffix("#"): word for word in field.partition(":")[2].split(",")}
-        pattern = " ".join((f"({like})" if word in words else like) for word, like in _WORDS[name].items())
-        named = [word for word in _WORDS[name] if word in words]
-        lines.append(f"local {', '.join(named)} = string.match(f[{n}] or '', '^{pattern[: pattern.rindex(')') + 1]}')")
-        made |= {word: _value(words[word], word) for word in named}
-    made["chain"] = f"{made['chain'].removesuffix(' or nil')} or chain_of(id)"
-    return [*lines, f"return {{id = id, {', '.join(f'{name} = {value}' for name, value in made.items())}}}", "end"]
-
-
-def _value(field: str, found: str) -> str:
-    return f"tonumber({found}) or 0" if field.endswith("#") else f"{found} or nil"
-
-
-def _run_each(each: tuple[str, ...], looks_ahead: bool) -> list[str]:
-    """Calls `one` for one request after the other; what goes wrong with one is its reply alone."""
-    salted = each[0] == "salt"
-    ahead = [
-        f"if #ARGV > {len(each) + 1} then",
-        "local ids = {}",
-        f"for at = {2 + each.index('id')}, #ARGV, {len(each)} do ids[#ids + 1] = ARGV[at] end",
-        "ahead(ids)",
-        "end",
-    ]
-    return [
-        "local function run(KEYS, ARGV)",
-        "now = ARGV[1]",
-        f"share(#ARGV > {len(each) + 1})",
-        "start_call(KEYS[1])",
-        *(ahead if looks_ahead else ()),
-        "local replies = {}",
-        f"for at = 2, #ARGV, {len(each)} do",
-        f"turn = (at - 2) / {len(each)} + 1",
-        "salt = ARGV[at]" if salted else "",
-        f"local done, reply = pcall(one, unpack(ARGV, at + {int(salted)}, at + {len(each) - 1}))",
-        "if reply == nil or not done and type(reply) ~= 'table' then reply = {err = 'ERR ' .. tostring(reply)} end",
-        "replies[turn] = reply",
-        "end",
-        "end_call()",
-        "for failed, why in pairs(failures) do replies[failed] = why end",
-        "return replies",
-        "end",
-    ]
-
-
 def _write_in(source: str, rules: QueueRules) -> str:
     """The numbers of rules and scores in the place of their names: a chunk of Lua has room for 200 names."""
     numbers = {field.upper(): value for field, value in dataclasses.asdict(rules).items()}
@@ -269,14 +185,14 @@ def compose(name: str, rules: QueueRules | None, *, edit: Mapping[str, tuple[str
     takes_rest = args[-1] == "..."
     args = args[:-1] if takes_rest else args
     each = _header(name, body, "each") if "\n-- each:" in body else ()
-    parts = [f"local {', '.join(_SHARED)}"]
+    parts = [f"local {', '.join(SHARED)}", *words()]
     parts += [text(f"lib/{library}.lua") for library in _header(name, body, "use")]
     if "\n-- reads:" in body:
-        parts += _reader(_header(name, body, "reads"))
+        parts += reader(_header(name, body, "reads"))
     once, marked, body = body.rpartition("\n-- one:\n")
-    own = [arg for arg in (*args, *each) if arg not in _SHARED] + ["rest"] * takes_rest
+    own = [arg for arg in (*args, *each) if arg not in SHARED] + ["rest"] * takes_rest
     parts += [once, f"local function one({', '.join(own)})", body, "end"]
-    parts += _run_each(each, bool(marked)) if each else _run_once(args, takes_rest)
+    parts += run_each(each, looks_ahead=bool(marked)) if each else run_once(args, takes_rest=takes_rest)
     source = "\n".join(parts)
     return Script(name, _write_in(source, rules) if rules else source, flags, args, each, takes_rest)
 

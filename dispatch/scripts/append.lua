@@ -16,7 +16,10 @@ if seq <= last then
   return 'dup'
 end
 if seq > last + 1 then return 'gap' end
-if last == 0 then r.deadline = tonumber((words_of_asked(redis.call('HGET', k_request(id), 'asked') or ''))) or now + ONE_DAY_MS end
+if last == 0 then
+  local stored = redis.call('HMGET', k_request(id), 'asked', 'deadline') -- the latter of version 1
+  r.deadline = tonumber((select(2, words_of_asked(stored[1] or '')))) or tonumber(stored[2]) or 0
+end
 log(r, 'chunk', data)
 if r.first_output_at and r.prefilling == 0 then
   redis.call('HSET', k_request(id), 'seq', text(r.seq), 'chain', r.chain)

@@ -3,7 +3,7 @@
 -- use: later ground line log pull choose pin next meet leave
 -- args: now
 -- each: salt id attempt nonce seq last detail state
--- reads: state grant:attempt#,nonce,worker asked:deadline#,created,model,tenant seq# chain readers prefilling# first_output_at begun_at webhook cost# repriced
+-- reads: state grant:attempt#,nonce,worker asked:created,model,tenant seq# chain readers prefilling# first_output_at begun_at webhook cost# repriced
 -- returns status: ok | dup | gap | fenced
 local r = read_these(id)
 if r and (r.state == 'completed' or r.state == 'failed') and r.nonce == nonce and r.attempt == tonumber(attempt) then
@@ -17,7 +17,7 @@ if tonumber(seq) ~= r.seq + 1 then return 'gap' end
 r.is_ending = true
 if last ~= '' then
   r.last = last
-  r.first_output_at = r.first_output_at or text(now)
+  if (tonumber(r.first_output_at) or 0) == 0 then r.first_output_at = text(now) end
 end
 room_grew(end_request(r, state, detail, RETENTION_MS))
 return 'ok'

@@ -62,6 +62,8 @@ class Snapshot:
 
     of: dict[str, dict[str, Any]] = field(default_factory=lambda: {area: {} for area in _READ})
     pttl: dict[str, int] = field(default_factory=dict)
+    begun: set[tuple[str, str]] | None = None
+    """Worker and inbox entry of each grant that began, ever; None where nobody watched."""
 
     def one(self, area: str) -> Any:
         return self.of[area].get("", [])
@@ -107,8 +109,8 @@ def _next_look(r: dict[str, str]) -> int:
     return at
 
 
-def chain_of(request: str, datas: list[bytes]) -> list[str]:
-    chain, chains = chain_start(request), []
+def chain_of(request: str, datas: list[bytes], version: str = "2") -> list[str]:
+    chain, chains = chain_start(request, version), []
     for data in datas:
         chain = hashlib.sha1(chain.encode() + data).hexdigest()[:16]
         chains.append(chain)
@@ -138,8 +140,10 @@ def _lines(s: Snapshot) -> list[str]:
 
 def _was_read(s: Snapshot, worker: str, entry: str) -> bool:
     """Whether that worker began what came behind an entry of its inbox: so it has read it, and it is forgotten with that one."""
-    begun = [r["inbox"] for r in s.of["request"].values() if r.get("worker") == worker and r["state"] != "granted"]
-    return any(_stream_id(entry) < _stream_id(other) for other in begun)
+    begun = s.begun
+    if begun is None:  # nobody watched: whatever it was granted once and holds no more may have begun
+        begun = {(r["worker"], r["inbox"]) for r in s.of["request"].values() if r.get("worker") and r["state"] != "granted"}
+    return any(_stream_id(entry) < _stream_id(other) for begun_by, other in begun if begun_by == worker)
 
 
 def _stream_id(entry: str) -> tuple[int, ...]:
@@ -313,8 +317,9 @@ def _logs(s: Snapshot) -> list[str]:
         attempts = [a for _, a in numbers]
         if attempts != sorted(attempts) or (attempts and attempts[-1] > int(r["attempt"])):
             wrong.append(f"attempts in the log of {request} go back: {numbers}")
-        chains = chain_of(request, [data.encode(errors="surrogateescape") for *_, data, _ in entries])
-        if [chain for *_, chain in entries] != chains or r["chain"] != (chains or [chain_start(request)])[-1]:
+        start = chain_start(request, r["v"])
+        chains = chain_of(request, [data.encode(errors="surrogateescape") for *_, data, _ in entries], r["v"])
+        if [chain for *_, chain in entries] != chains or r["chain"] != (chains or [start])[-1]:
             wrong.append(f"the chain of {request} is broken")
         kinds = [kind for _, _, kind, *_ in entries]
         ended = r["state"] in ENDINGS
@@ -327,8 +332,8 @@ def _logs(s: Snapshot) -> list[str]:
     return wrong
 
 
-def chain_start(request: str) -> str:
-    return request[-16:]
+def chain_start(request: str, version: str = "2") -> str:
+    return hashlib.sha1(request.encode()).hexdigest()[:16] if version == "1" else request[-16:]
 
 
 def log_of(elements: list[str]) -> list[tuple[int, int, str, str, str]]:

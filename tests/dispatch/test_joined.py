@@ -279,7 +279,7 @@ _BUGS = {
     "a count is of the last alone": (_LATER, "(total.sums[field] or 0) + by", "by"),
     "of all that is pending one is written": (
         _LATER,
-        "  for key in pairs(pending) do settle(key) end",
+        "  for key in pairs(pending or {}) do settle(key) end",
         "  settle(next(pending))",
     ),
 }
@@ -339,6 +339,23 @@ async def test_a_damaged_record_harms_nobody_beside_it(sides: tuple[Side, Side])
     ended = await side.all([lambda grant=grant: side.queue.finish(grant, 2, b"", b"{}") for grant in others])
     assert ended == [m.WriteStatus.OK] * 7
     await side.redis.delete("{s0}:output:" + grants[3].request)
+
+
+async def test_a_damaged_grant_keeps_no_other_from_beginning(sides: tuple[Side, Side]) -> None:
+    side = sides[0]
+    await side.queue.park(m.Offer("w-1", "demo", 10**6, 64, 10.0))
+    for n in range(8):
+        asked = m.InferenceRequest(f"s0.{n:032x}", "demo", m.InputKind.COMPLETION, m.Sampling(1), prompt="w")
+        await side.queue.enqueue(m.NewRequest(asked.id, "demo", m.encode(asked), asked.kind, 10, deadline_ms=600_000))
+    await side.read_inboxes(["w-1"])
+    hurt = side.grants[3]
+    await side.redis.hset("{s0}:request:" + hurt.request, "grant", f"1 {hurt.nonce} w-1 no-entry 5")  # type: ignore[misc]
+    replies = await side.all([lambda grant=grant: side.queue.begin(grant) for grant in side.grants])
+    assert isinstance(replies[3], ResponseError) and "no id of an entry" in str(replies[3])
+    assert all(isinstance(reply, m.Begun) for n, reply in enumerate(replies) if n != 3)
+    stored = (await snapshot(side.redis)).of
+    assert [r["state"] for r in stored["request"].values()].count("running") == 7
+    assert {entry["grant"].split()[0] for _, entry in stored["inbox"].get("w-1", [])} <= {hurt.request}
 
 
 async def test_a_damaged_shared_key_keeps_no_other_from_being_written(sides: tuple[Side, Side]) -> None:

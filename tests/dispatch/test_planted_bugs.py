@@ -310,6 +310,20 @@ BUGS = (
     Bug("a hot session does not spill", pin_walks.session, CHOOSE, "if w.held + 1 > bound", "if false"),
     # grants and charges
     Bug("begin leaves the grant in the inbox", walks.whole_life, "begin.lua", "  trim_later(k_inbox(r.worker), r.inbox)"),
+    Bug(
+        "begin forgets what nobody read",
+        walks.begun_first,
+        "lib/later.lua",
+        "'MINID', ms .. '-' .. n + 1",
+        "'MINID', ms + 1000 .. '-0'",
+    ),
+    Bug(
+        "a grant that is taken back forgets what stands before it",
+        walks.begun_first,
+        LEAVE,
+        "later('XDEL', k_inbox(r.worker), r.inbox)",
+        "trim_later(k_inbox(r.worker), r.inbox)",
+    ),
     Bug("release charges", walks.given_back, "release.lua", "give_back(r, 'given back unfinished')", CHARGES),
     Bug("retry does not charge", walks.fault_after_fault, LEAVE, "r.charged = r.charged + 1"),
     Bug("backoff grows too fast", walks.fault_after_fault, LEAVE, "2 ^ r.charged", "9 ^ (r.charged + 1)"),

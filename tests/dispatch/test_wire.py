@@ -1,7 +1,10 @@
 """Wires: what is kept open between batches, and what becomes of it when it is cut."""
 
 import asyncio
+import contextlib
+import ssl
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import uvloop
@@ -35,7 +38,8 @@ async def test_of_a_small_pool_one_connection_is_left(server_url: str) -> None:
     client = connect(server_url, max_connections=2)
     batched = Batched(client)
     async with asyncio.timeout(4):
-        await asyncio.gather(*(batched.execute("PING") for _ in range(50)))
+        numbers = await asyncio.gather(*(batched.execute("CLIENT", "ID") for _ in range(600)))
+        assert len(set(numbers)) == 2, "both lanes were to be busy"
         assert await client.ping()
     await client.aclose()
 
@@ -118,3 +122,60 @@ async def test_only_who_follows_a_master_leaves_a_replica(server_url: str) -> No
     with pytest.raises(RedisConnectionError, match="replica"):
         await wire.exchange([say])
     await client.aclose()
+
+
+async def test_what_nobody_asked_for_is_nobodys_reply(server_url: str) -> None:
+    client = connect(server_url)
+    wire = Wire(client)
+    first = await _number(wire)
+    assert wire._replies is not None
+    wire._replies.data_received(b"+unasked\r\n")
+    assert not wire.is_open and await _number(wire) != first
+    assert wire._replies is not None
+    asking = asyncio.ensure_future(wire.exchange([("ECHO", "mine")]))
+    await asyncio.sleep(0)
+    wire._replies.data_received(b"$4\r\nmine\r\n+unasked\r\n")
+    with pytest.raises(RedisConnectionError):
+        await asking
+    assert await wire.exchange([("ECHO", "mine")]) == [b"mine"]
+    await client.aclose()
+
+
+async def test_a_long_reply_may_take_longer_than_silence(server_url: str) -> None:
+    client = connect(server_url)
+    client.connection_pool.connection_kwargs["socket_timeout"] = 0.4
+    wire = Wire(client)
+    waits = [("XREAD", "BLOCK", 250, "STREAMS", "nothing", "0")] * 4
+    assert await wire.exchange(waits) == [None] * 4
+    await client.aclose()
+
+
+@pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
+def test_over_tls_it_is_the_same(server_url: str, tls: ssl.SSLContext, loop: Any) -> None:
+    async def story() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, back = await asyncio.open_unix_connection(urlsplit(server_url).path)
+            await asyncio.gather(_pass_on(reader, back), _pass_on(there, writer))
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+        client = connect(f"rediss://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+        wire = Wire(client)
+        long = b"x" * 300_000
+        assert await wire.exchange([("ECHO", long), ("ECHO", "b")]) == [long, b"b"]
+        first = await _number(wire)
+        assert await _number(wire) == first
+        await wire.close()
+        assert await _number(wire) != first
+        await client.aclose()
+        server.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(story())
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()

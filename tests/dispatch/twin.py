@@ -54,6 +54,7 @@ class Twin:
         self.inboxes: dict[str, str] = {}
         self.seen = Snapshot()
         self._numbers = itertools.count(1)
+        self._begun: set[tuple[str, str]] = set()
 
     # ---- after each step
 
@@ -61,6 +62,7 @@ class Twin:
         before, after = self.seen, await snapshot(self.redis)
         self.seen = after
         self._learn(after)
+        after.begun = self._begun
         try:
             wrong = broken(after, self.rules) + self._moves(before, after) + self._unlike(after)
         except (LookupError, ValueError, TypeError) as error:
@@ -70,6 +72,8 @@ class Twin:
     def _learn(self, s: Snapshot) -> None:
         """What the scripts draw themselves: nonces, and when a request waits for another attempt."""
         for request, r in s.of["request"].items():
+            if r["state"] == "running":
+                self._begun.add((r["worker"], r["inbox"]))
             key = (request, int(r["attempt"]))
             if key[1] and key not in self.grants:
                 nonces = {g.nonce for g in self.grants.values()}

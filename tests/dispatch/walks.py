@@ -145,6 +145,20 @@ async def lease_over(t: Twin) -> None:
     await t.append(second, 1, b"late")
 
 
+async def begun_first(t: Twin) -> None:
+    """The first of two is begun, or taken back, before the other is read: that one still stands in the inbox."""
+    await t.park("w-1")
+    news = [t.new() for _ in range(3)]
+    await t.enqueue(news[0])
+    (first,) = await t.read_inbox("w-1")
+    await t.enqueue(news[1])
+    await t.enqueue(news[2])
+    await t.begin(first)
+    await t.cancel(news[2].id)
+    (second,) = await t.read_inbox("w-1")
+    await t.begin(second)
+
+
 async def given_back(t: Twin) -> None:
     """Released: uncharged, first in line, the room is free again."""
     grant = await running(t)

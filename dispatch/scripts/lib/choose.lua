@@ -115,15 +115,16 @@ local function two_of(found, chance)
   return {found[first + 1], found[second + 1]}
 end
 
--- What a score may ask of all that are compared.
+-- What a score may ask of all that are compared; nothing, where it asks nothing.
 local function sums(r, strategy, compared, last_worker)
+  if strategy ~= 'session' and strategy ~= 'weighted_round_robin' then return nil end
   local all = {held = 0, weight = 0, turn = 0, last_worker = last_worker}
   if strategy == 'session' then
     for _, w in ipairs(compared) do
       all.held = all.held + w.held
       all.weight = all.weight + w.weight
     end
-  elseif strategy == 'weighted_round_robin' then
+  else
     all.turn = tonumber(redis.call('HGET', k_turn(r.model), strategy) or '0')
   end
   return all

@@ -5,11 +5,22 @@ local K_REQUESTS, K_EXPIRIES, K_PAUSED, K_DEAD, K_OUTBOX
 local ONE_DAY_MS = 86400000
 local WORKER_TTL_MS = 3600000
 
-local function k_request(id) return TAG .. 'request:' .. id end
 local function k_input(id) return TAG .. 'input:' .. id end
-local function k_output(id) return TAG .. 'output:' .. id end
 local function k_tombstone(id) return TAG .. 'tombstone:' .. id end
 local function k_webhook(id) return TAG .. 'webhook:' .. id end
+
+-- A step asks for the same request's keys again and again: the last is remembered.
+local function last_key_of(area)
+  local last, key, tag
+  return function(id)
+    if id == last and tag == TAG then return key end
+    last, key, tag = id, TAG .. area .. ':' .. id, TAG
+    return key
+  end
+end
+
+local k_request = last_key_of('request')
+local k_output = last_key_of('output')
 
 -- Workers, gateways and models come again and again: their keys are put together once.
 local function keys_of(area)
@@ -67,13 +78,7 @@ local NUMBERS = {'cost', 'attempt', 'charged', 'crashes', 'lease', 'not_before',
   'attempt_begun_at', 'prompt', 'prefilling'}
 
 -- What never changes of a request is one field, and what comes with a grant another: each field of a hash is searched for among all.
--- `asked`: version, then these; the tenant may be of several words or none.
-local function words_of_asked(asked)
-  return string.match(asked, '^%S+ (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (.*)$')
-end
-
--- attempt, nonce, worker, the entry of its inbox, when
-local function words_of_grant(grant) return string.match(grant, '^(%S+) (%S+) (%S+) (%S+) (%S+)$') end
+-- words_of_asked and words_of_grant take them apart: they are made of dispatch/records.py's lists.
 
 -- A request's hash as a table, or nil. What is no request of ours (another type, another's fields) is nil as well:
 -- one damaged record must not stop the sweep of all. Version 1 had a field for each word.
@@ -84,7 +89,7 @@ local function read_request(id)
   for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
   if r.asked then
     local then_continue = r.on_disconnect
-    r.deadline, r.created, r.model, r.on_disconnect, r.kind, r.priority, r.max_attempts, r.prompt, r.strategy, r.tenant = words_of_asked(r.asked)
+    r.v, r.deadline, r.created, r.model, r.on_disconnect, r.kind, r.priority, r.max_attempts, r.prompt, r.strategy, r.tenant = words_of_asked(r.asked)
     r.on_disconnect = then_continue or r.on_disconnect
     if r.strategy == '-' then r.strategy = '' end
   else

@@ -1,5 +1,5 @@
 -- Writes that the steps of one call share: they are done at its end, or sooner where somebody reads their key; of a key all in one.
--- A call for one request of those that take several has nothing to share: it writes at once.
+-- A call for one request of those that take several has nothing to share: it writes at once, but for trims.
 local MOST_WORDS = 1000 -- of one command: some thousands are too many for unpack
 
 -- What stands above the functions outlives a call: what a call changes there begins anew with each.
@@ -78,6 +78,7 @@ do
   end
 
   trim_later = function(key, id)
+    if not string.find(id, '^%d+%-%d+$') then error('no id of an entry: ' .. id, 0) end
     local trim = trims[key]
     if not trim then
       trims[key] = {through = id, by = {[turn] = true}}
@@ -108,14 +109,18 @@ end
 
 -- What a call leaves is written even where a step of it, or another such write, failed.
 local function end_call()
-  for _, write in ipairs(at_end) do write() end
-  if not pending then return end
-  for key in pairs(pending) do settle(key) end
+  local broken = nil
+  for _, write in ipairs(at_end) do
+    local done, why = pcall(write)
+    if not done then broken = broken or why end
+  end
+  for key in pairs(pending or {}) do settle(key) end
   for key, total in pairs(totals) do
     for field, by in pairs(total.sums) do write_for(total.by, 'HINCRBY', key, field, by) end
   end
   for i = 1, #gone, MOST_WORDS do write_for({}, 'DEL', unpack(gone, i, math.min(i + MOST_WORDS - 1, #gone))) end
   pending = nil
+  if broken then error(broken, 0) end
 end
 
 -- A whole number that is written more than once, as a command takes it: Redis makes a text out of a number slowly, and each time.

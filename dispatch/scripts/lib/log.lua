@@ -88,12 +88,13 @@ end
 local function renew_log(r)
   local key = k_output(r.id)
   if not r.of_version_1 or redis.call('TYPE', key).ok ~= 'stream' then return end
-  local entries, ttl = redis.call('XRANGE', key, '-', '+'), redis.call('PTTL', key)
-  redis.call('DEL', key)
-  for _, e in ipairs(entries) do
+  local elements, ttl = {}, redis.call('PTTL', key)
+  for i, e in ipairs(redis.call('XRANGE', key, '-', '+')) do
     local f = {}
-    for i = 1, #e[2], 2 do f[e[2][i]] = e[2][i + 1] end
-    redis.call('RPUSH', key, element(string.match(e[1], '%d+$'), f.k, f.h, f.d))
+    for k = 1, #e[2], 2 do f[e[2][k]] = e[2][k + 1] end
+    elements[i] = element(string.match(e[1], '%d+$'), f.k or '', f.h or '', f.d or '')
   end
+  redis.call('DEL', key)
+  for _, each in ipairs(elements) do redis.call('RPUSH', key, each) end
   if ttl > 0 then redis.call('PEXPIRE', key, ttl) end
 end
