@@ -2,6 +2,7 @@
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from dispatch import messages as m
 from dispatch.keys import ShardKeys
@@ -107,6 +108,22 @@ async def test_a_damaged_record_does_not_stop_the_others(twin: Twin, damage: str
     assert await queue.sweep() == 1
     assert await state(twin, well.id) is RequestState.EXPIRED
     assert await redis.zcard(KEYS.timers) == 0
+
+
+@pytest.mark.parametrize("said", [0, 2])
+async def test_an_append_that_failed_halfway_is_not_there_twice(twin: Twin, said: int) -> None:
+    grant = await walks.running(twin, reader="g-1")
+    for n in range(1, said + 1):
+        await twin.append(grant, n, b"before")
+    feed = KEYS.feed("g-1")
+    await twin.redis.delete(feed)
+    await twin.redis.set(feed, "no stream", px=60_000)
+    for _ in range(2):
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await twin.queue.append(grant, said + 1, b"next")
+    await twin.redis.delete(feed)
+    await twin.append(grant, said + 1, b"next")
+    await twin.finish(grant, said + 2, b"last")
 
 
 async def test_a_repeated_finish_of_a_damaged_record_is_still_a_dup(twin: Twin) -> None:

@@ -65,6 +65,13 @@ end
 -- An element of a log; its place is its seq.
 local function element(attempt, kind, chain, data) return attempt .. ' ' .. kind .. ' ' .. chain .. ' ' .. data end
 
+-- A step that failed halfway may have left elements behind that its record does not know of.
+local function add_to_log(key, before, after, ...)
+  if redis.call('RPUSH', key, ...) <= after then return end
+  if before > 0 then redis.call('LTRIM', key, 0, before - 1) else redis.call('DEL', key) end
+  redis.call('RPUSH', key, ...)
+end
+
 -- Write the next entry: r.seq and r.chain move on; the caller stores them. `last`: the chunk before an end, told with it.
 local function log(r, kind, data, last)
   local attempt, before, last_chain = text(r.attempt), r.seq, nil
@@ -74,9 +81,9 @@ local function log(r, kind, data, last)
   end
   move_on(r, data)
   if last then
-    redis.call('RPUSH', k_output(r.id), element(attempt, 'chunk', last_chain, last), element(attempt, kind, r.chain, data))
+    add_to_log(k_output(r.id), before, r.seq, element(attempt, 'chunk', last_chain, last), element(attempt, kind, r.chain, data))
   else
-    redis.call('RPUSH', k_output(r.id), element(attempt, kind, r.chain, data))
+    add_to_log(k_output(r.id), before, r.seq, element(attempt, kind, r.chain, data))
   end
   if before == 0 and not r.is_ending then -- an ending says itself how long its output is kept
     redis.call('PEXPIRE', k_output(r.id), text(math.max(r.deadline - now, 0) + RETENTION_MS + ONE_DAY_MS))
