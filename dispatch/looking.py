@@ -23,7 +23,7 @@ from dispatch.states import ENDINGS, Priority, RequestState
 from dispatch.webhooks import Webhook, webhook_from
 
 POSITION_SCAN = 200
-_ENDING = ("state", "asked", "grant", "retry_of", "begun_at", "first_output_at", "ended_at")
+_ENDING = ("state", "asked", "what", "grant", "retry_of", "begun_at", "first_output_at", "ended_at")
 _PAGE = 100
 _log = logging.getLogger("penstock.dispatch")
 

@@ -275,7 +275,7 @@ class Queue(Looking):
         return cancelled
 
     async def _tenant_of(self, request: str) -> str | None:
-        names = ("asked", "tenant")  # the latter of version 1
+        names = ("what", "tenant")  # the latter of version 1
         stored = await self._batched.execute("HMGET", self._keys.request(request), *names)
         found = {name.encode(): value for name, value in zip(names, stored, strict=True) if value is not None}
         return plain_fields(found).get("tenant")

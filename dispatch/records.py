@@ -12,10 +12,13 @@ from dispatch.errors import PenstockError
 from dispatch.messages import InputKind, first_chain
 from dispatch.states import OnDisconnect, Priority, RequestState
 
-ASKED = ("v", "deadline", "created", "model", "on_disconnect", "kind", "priority", "max_attempts", "prompt", "strategy", "tenant")
-"""The words of a record's field `asked`: what never changes. The last may be of several words or none; no strategy is "-"."""
+ASKED = ("v", "deadline", "created", "max_attempts", "prompt")
+WHAT = ("on_disconnect", "kind", "priority", "strategy", "model", "tenant")
+"""The words of a record's fields `asked` and `what`, which never change. The last may be of several words or none; no strategy is
+"-". Two fields, for one of over 64 bytes makes Redis keep the hash in three times the room."""
 GRANT = ("attempt", "nonce", "worker", "inbox", "granted_at")
 """The words of its field `grant`: what comes with each grant."""
+ROWS = {"asked": ASKED, "what": WHAT, "grant": GRANT}
 _READABLE_VERSIONS = frozenset({"1", "2"})
 """Version 1 had a field for each of these words."""
 
@@ -144,15 +147,19 @@ class QueueStats:
 def plain_fields(stored: Mapping[bytes, bytes]) -> dict[str, str]:
     """A record's stored hash, its words in a row as fields of their own.
 
-    A field of the name of a word of `asked` says what became of it since; one of `grant`, what an older release wrote before it.
+    A field of the name of a word that never changes says what became of it since; one of `grant`, what an older release wrote
+    before it.
     """
     fields = {name.decode(): value.decode() for name, value in stored.items()}
-    asked, grant = fields.pop("asked", None), fields.pop("grant", None)
-    if asked is not None:
-        fields = dict(zip(ASKED, asked.split(" ", len(ASKED) - 1), strict=False)) | fields
-        if fields.get("strategy") == "-":
-            fields["strategy"] = ""
-    return fields if grant is None else fields | dict(zip(GRANT, grant.split(" "), strict=False))
+    never: dict[str, str] = {}
+    granted: dict[str, str] = {}
+    for name, words in ROWS.items():
+        if name in fields:
+            into = granted if name == "grant" else never
+            into |= zip(words, fields.pop(name).split(" ", len(words) - 1), strict=False)
+    if never.get("strategy") == "-":
+        never["strategy"] = ""
+    return never | fields | granted
 
 
 def record_from(request: str, stored: Mapping[bytes, bytes], key: str) -> RequestRecord:

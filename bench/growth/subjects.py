@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from dispatch import messages as m
+from dispatch.entries import inbox_word
 from dispatch.queue import Queue
 from dispatch.redis_client import connect
 from dispatch.rules import QueueRules
@@ -106,9 +107,7 @@ class Parked(Subject):
             worker = key.decode().rpartition(":")[2]
             for entry, fields in entries:
                 self._inboxes[worker] = entry.decode()
-                grants.append(
-                    m.Grant(
-                        fields[b"id"].decode(), worker, int(fields[b"attempt"]), fields[b"nonce"].decode(), int(fields[b"cost"])
-                    )
-                )
+                word = inbox_word(worker, entry.decode(), fields)
+                if isinstance(word, m.Grant):
+                    grants.append(word)
         return grants

@@ -4,9 +4,9 @@
 A script states its contract above itself: `-- use:` names the library files it stands on, `-- args:` its arguments. With
 `-- each:` one call takes several requests, with so many words each, and replies for each (docs/decisions/0027).
 Named Lua locals are made from all, so no body says ARGV[7]; the numbers of rules and scores stand as names in capitals.
-`-- reads:` names the fields that `read_these` has of a request (`#`: as a number; `asked:` and `grant:` with those of their words
-that are wanted). What stands above a line `-- one:` is made once; its `ahead(ids)` is told of all requests of a call that has
-several, to look up in one command what each will ask for.
+`-- reads:` names the fields that `read_these` has of a request (`#`: as a number; `asked:`, `what:` and `grant:` with those of
+their words that are wanted). What stands above a line `-- one:` is made once; its `ahead(ids)` is told of all requests of a call
+that has several, to look up in one command what each will ask for.
 Each runs as a Redis function, named by the hash of its text (docs/decisions/0020): as a script it would make all it is built of
 anew with each call. Never here: what a transition means to gateway or worker.
 """

@@ -4,7 +4,7 @@
 -- use: later ground log
 -- args: now
 -- each: worker id attempt nonce
--- reads: state grant:attempt#,nonce,worker,inbox asked:deadline#,on_disconnect seq# chain readers on_disconnect reader_look# begun_at#
+-- reads: state grant:attempt#,nonce,worker,inbox asked:deadline# what:on_disconnect seq# chain readers on_disconnect reader_look# begun_at#
 -- returns fenced, or {input, "seq attempt deadline"}
 local inputs -- id -> what to compute, as far as it was asked for ahead
 at_start[#at_start + 1] = function() inputs = {} end

@@ -63,9 +63,9 @@ if not w then
 end
 
 local at = text(now)
-local asked = '2 ' .. text(r.deadline) .. ' ' .. at .. ' ' .. model .. ' ' .. on_disconnect .. ' ' .. kind .. ' ' .. priority .. ' '
-  .. max_attempts .. ' ' .. prompt .. ' ' .. (strategy == '' and '-' or strategy) .. ' ' .. tenant
-r.unstored = {'asked', asked, 'cost', cost}
+local asked = '2 ' .. text(r.deadline) .. ' ' .. at .. ' ' .. max_attempts .. ' ' .. prompt
+local what = on_disconnect .. ' ' .. kind .. ' ' .. priority .. ' ' .. (strategy == '' and '-' or strategy) .. ' ' .. model .. ' ' .. tenant
+r.unstored = {'asked', asked, 'what', what, 'cost', cost}
 if reader ~= '' then extend(r.unstored, 'readers', reader) end
 if r.reader_look > 0 then extend(r.unstored, 'reader_look', text(r.reader_look)) end
 for _, field in ipairs(few_have == NOTHING and NOTHING or STORED) do

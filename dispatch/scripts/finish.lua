@@ -3,7 +3,7 @@
 -- use: later ground line log pull choose pin next meet leave
 -- args: now
 -- each: salt id attempt nonce seq last detail state
--- reads: state grant:attempt#,nonce,worker asked:created,model,tenant seq# chain readers prefilling# first_output_at begun_at webhook cost# repriced
+-- reads: state grant:attempt#,nonce,worker asked:created what:model,tenant seq# chain readers prefilling# first_output_at begun_at webhook cost# repriced
 -- returns status: ok | dup | gap | fenced
 local r = read_these(id)
 if r and (r.state == 'completed' or r.state == 'failed') and r.nonce == nonce and r.attempt == tonumber(attempt) then

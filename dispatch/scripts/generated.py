@@ -6,17 +6,17 @@ Never here: what a script does (the .lua files), putting it together and calling
 import re
 from collections.abc import Collection
 
-from dispatch.records import ASKED, GRANT
+from dispatch.records import ROWS
 
 SHARED = ("now", "salt")
 """Arguments that the library files read, too: they stand above them all."""
 
-_WORDS = {"asked": dict.fromkeys(ASKED, "%S+") | {ASKED[-1]: ".*"}, "grant": dict.fromkeys(GRANT, "%S+")}
+_WORDS = {name: dict.fromkeys(listed, "%S+") | ({"tenant": ".*"} if "tenant" in listed else {}) for name, listed in ROWS.items()}
 """Fields of a request that are words in a row, and what each looks like."""
 
 
 def words() -> list[str]:
-    """words_of_asked and words_of_grant: all words of such a field, nothing where it is none."""
+    """words_of_asked, words_of_what and words_of_grant: all words of such a field, nothing where it is none."""
     return [
         f"local function words_of_{name}(field) return string.match(field, {_pattern(name, listed)!r}) end"
         for name, listed in _WORDS.items()

@@ -15,7 +15,7 @@ from dispatch.fleet import Fleet
 from dispatch.keys import ShardKeys
 from dispatch.queue import Queue
 from dispatch.reasons import Judged, Needs, Reason, judge
-from dispatch.records import ASKED, RequestRecord, plain_fields
+from dispatch.records import ASKED, WHAT, RequestRecord, plain_fields
 from dispatch.rules import QueueRules
 from dispatch.scores import Strategy
 from dispatch.states import RequestState, WorkerState
@@ -333,8 +333,10 @@ async def test_a_record_of_an_older_release_is_explained(gateway: Running, worke
     request = await submitted(gateway)
     key = f"{{s0}}:request:{request}"
     known = plain_fields(await redis.hgetall(key))  # type: ignore[misc]
-    await redis.hset(key, mapping={name: known[name] for name in ASKED if name not in ("prompt", "strategy")} | {"v": "1"})  # type: ignore[misc]
-    await redis.hdel(key, "asked", "session", "meetings")  # type: ignore[misc]
+    await redis.hset(
+        key, mapping={name: known[name] for name in (*ASKED, *WHAT) if name not in ("prompt", "strategy")} | {"v": "1"}
+    )  # type: ignore[misc]
+    await redis.hdel(key, "asked", "what", "session", "meetings")  # type: ignore[misc]
     said = await why(gateway, request)
     assert said["meetings"] == [] and said["needs"]["cost_tokens"] == COST and said["needs"]["strategy"] is None
     await redis.hset(key, "meetings", "nonsense\n12 waits\n13 waits no_room w-1 4.5\n14 later words\n")

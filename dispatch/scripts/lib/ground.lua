@@ -77,8 +77,8 @@ local NUMBERS = {'cost', 'attempt', 'charged', 'crashes', 'lease', 'not_before',
   'max_attempts', 'created', 'queued_at', 'granted_at', 'begun_at', 'first_output_at', 'ended_at',
   'attempt_begun_at', 'prompt', 'prefilling'}
 
--- What never changes of a request is one field, and what comes with a grant another: each field of a hash is searched for among all.
--- words_of_asked and words_of_grant take them apart: they are made of dispatch/records.py's lists.
+-- What never changes of a request are two fields, and what comes with a grant another: each field of a hash is searched for among all.
+-- words_of_asked, words_of_what and words_of_grant take them apart: they are made of dispatch/records.py's lists.
 
 -- A request's hash as a table, or nil. What is no request of ours (another type, another's fields) is nil as well:
 -- one damaged record must not stop the sweep of all. Version 1 had a field for each word.
@@ -89,7 +89,8 @@ local function read_request(id)
   for i = 1, #flat, 2 do r[flat[i]] = flat[i + 1] end
   if r.asked then
     local then_continue = r.on_disconnect
-    r.v, r.deadline, r.created, r.model, r.on_disconnect, r.kind, r.priority, r.max_attempts, r.prompt, r.strategy, r.tenant = words_of_asked(r.asked)
+    r.v, r.deadline, r.created, r.max_attempts, r.prompt = words_of_asked(r.asked)
+    r.on_disconnect, r.kind, r.priority, r.strategy, r.model, r.tenant = words_of_what(r.what or '')
     r.on_disconnect = then_continue or r.on_disconnect
     if r.strategy == '-' then r.strategy = '' end
   else
