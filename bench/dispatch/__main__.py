@@ -1,4 +1,4 @@
-"""Request to result of no-op work: two floors, Penstock directly and by HTTP, and the peers, in one run.
+"""Request to result of no-op work: three floors, Penstock directly and by HTTP, and the peers, in one run.
 
 `python -m bench.dispatch [--quick] [--only NAMES] [--rounds 3] [--seconds 2] [--gateways 1,2] [--in-flight 1,64,512]`: a closed
 loop. Contestants take turns, each on a fresh server; medians over the rounds. `--quick`: one round, 1 and 64 in flight, no file.
@@ -25,7 +25,8 @@ _PEERS = ("rq", "celery", "arq", "taskiq", "dramatiq")
 _IN_FLIGHT = (1, 64, 512)
 _QUICK_S = 0.7
 _NOTES = """All processes of a contestant share the cores with its load. The floors keep nothing safe. The raw one
-pipelines what gathers, as Penstock does; the plain one sends each command alone, as redis-py does by itself.
+pipelines what gathers, as Penstock does; in the mixed one the worker alone pipelines; the plain one sends each command alone,
+as redis-py does by itself.
 Each peer as its documents recommend: RQ's SimpleWorker, Celery's solo pool, Dramatiq's 8 threads; results are kept 60 s; arq,
 taskiq and Celery look for results every 2 ms. Clients of RQ, Dramatiq and Celery are threads."""
 
@@ -36,6 +37,7 @@ Measured = dict[tuple[str, int], list[Figures]]
 def _contestants(gateways: list[int]) -> Mapping[str, Callable[[Stand], Client]]:
     found: dict[str, Callable[[Stand], Client]] = {
         "raw floor": c.floor,
+        "mixed floor": lambda s: c.floor(s, "mixed"),
         "plain floor": lambda s: c.floor(s, "plain"),
         "penstock": c.direct,
     }
@@ -106,6 +108,7 @@ def _ratios(measured: Measured, gateways: list[int]) -> list[str]:
     http_peers = [f"{p} HTTP" for p in _PEERS]
     rows = [
         ("directly, 64 in flight, of the raw floor", of("penstock", 64, "rate"), of("raw floor", 64, "rate"), ">= 0.35"),
+        ("directly, 64 in flight, of the mixed floor", of("penstock", 64, "rate"), of("mixed floor", 64, "rate"), ">= 0.35"),
         ("directly, 64 in flight, of the plain floor", of("penstock", 64, "rate"), of("plain floor", 64, "rate"), ">= 0.35"),
         ("directly, 64 in flight, of the best peer", of("penstock", 64, "rate"), best([*_PEERS], 64, "rate", max), ">= 5"),
         ("directly, 64 in flight, of RQ", of("penstock", 64, "rate"), of("rq", 64, "rate"), ">= 15"),

@@ -1,7 +1,8 @@
 """The raw floor: XADD, XREADGROUP and a reply's XADD, XREAD; no lease, no fence, no log. What no dispatcher on streams undercuts.
 
-`python -m bench.dispatch.floor worker|client URL [plain]`. Both sides pipeline what gathers, by the client library as it is. With
-`plain` each command goes alone, over the client library's pool, as a program sends it that does not gather.
+`python -m bench.dispatch.floor worker|client URL [mixed|plain]`. Both sides pipeline what gathers, by the client library as it
+is. With `mixed` the client sends each command alone and the worker its replies to what it read in one pipeline, as programs on
+streams mostly do; with `plain` both send each command alone, over the client library's pool.
 """
 
 import asyncio
@@ -94,4 +95,4 @@ async def _client(url: str, plain: bool) -> None:
 
 if __name__ == "__main__":
     role, url, *how = sys.argv[1:]
-    uvloop.run((work if role == "worker" else _client)(url, how == ["plain"]))
+    uvloop.run(work(url, how == ["plain"]) if role == "worker" else _client(url, bool(how)))
